@@ -1,0 +1,86 @@
+#include "core/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace dyncp {
+namespace {
+
+constexpr Isa kAll[] = {Isa::portable, Isa::neon, Isa::avx2, Isa::avx512};  // narrowest first
+constexpr int kUndecided = -1;
+std::atomic<int> chosen{kUndecided};
+
+#define DYNCP_IS_BUILT(isa, unused) \
+  case Isa::isa:                    \
+    return true;
+bool isa_built(Isa isa) {
+  switch (isa) {
+    DYNCP_FOR_EACH_ISA(DYNCP_IS_BUILT, )
+    default:
+      return false;
+  }
+}
+
+bool processor_has(Isa isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == Isa::avx2) return avx2;
+  if (isa == Isa::avx512) {
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+#endif
+  return isa == Isa::portable || isa == Isa::neon;
+}
+
+Isa isa_named(const std::string& name) {
+  std::string known;
+  for (Isa isa : supported_isas()) {
+    if (name == isa_name(isa)) return isa;
+    known += (known.empty() ? "" : ", ") + std::string(isa_name(isa));
+  }
+  throw std::runtime_error("DYNCP_ISA: must name an instruction set of this processor and build, one of " + known +
+                           " (got " + name + ")");
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::neon:
+      return "neon";
+    default:
+      return "portable";
+  }
+}
+
+bool isa_supported(Isa isa) { return isa_built(isa) && processor_has(isa); }
+
+std::vector<Isa> supported_isas() {
+  std::vector<Isa> found;
+  for (Isa isa : kAll) {
+    if (isa_supported(isa)) found.push_back(isa);
+  }
+  return found;
+}
+
+Isa active_isa() {
+  int current = chosen.load(std::memory_order_relaxed);
+  if (current == kUndecided) {
+    const char* wanted = std::getenv("DYNCP_ISA");
+    current = static_cast<int>(wanted != nullptr && *wanted != '\0' ? isa_named(wanted) : supported_isas().back());
+    chosen.store(current, std::memory_order_relaxed);
+  }
+  return static_cast<Isa>(current);
+}
+
+void set_active_isa(const char* name) { chosen.store(static_cast<int>(isa_named(name)), std::memory_order_relaxed); }
+
+}  // namespace dyncp

@@ -1,0 +1,58 @@
+// Instruction sets: which ones this build holds, and which one runs.
+//
+// Every source in csrc/core/kernels/ is compiled once per instruction set, with DYNCP_ISA set to its name, into
+// namespace dyncp::<name>.  Such a source exports tables of function pointers; callers pick the table of the active set:
+//
+//   struct ScaleKernels { void (*scale)(float* values, int64_t count, float factor); };
+//   DYNCP_DECLARE_KERNELS(ScaleKernels, scale_kernels)               // in the header, at global scope
+//   namespace dyncp::DYNCP_ISA { const ScaleKernels scale_kernels = {...}; }  // in kernels/scale.cpp
+//   const ScaleKernels& kernels = DYNCP_KERNELS(ScaleKernels, scale_kernels); // in the caller
+#pragma once
+
+#include <vector>
+
+namespace dyncp {
+
+enum class Isa { portable, avx2, avx512, neon };
+
+const char* isa_name(Isa isa);
+
+// True when this build holds the set and this processor runs it.
+bool isa_supported(Isa isa);
+
+std::vector<Isa> supported_isas();
+
+// The set in use: the widest supported one, or the one that the environment variable DYNCP_ISA names.
+// Throws std::runtime_error when that name is unknown or not supported.
+Isa active_isa();
+
+// Overrides the choice for this process; for tests and measurements.  Throws like active_isa().
+void set_active_isa(const char* name);
+
+}  // namespace dyncp
+
+#if defined(__x86_64__)
+#define DYNCP_FOR_EACH_ISA(APPLY, ...) \
+  APPLY(portable, __VA_ARGS__) APPLY(avx2, __VA_ARGS__) APPLY(avx512, __VA_ARGS__)
+#elif defined(__aarch64__)
+#define DYNCP_FOR_EACH_ISA(APPLY, ...) APPLY(portable, __VA_ARGS__) APPLY(neon, __VA_ARGS__)
+#else
+#define DYNCP_FOR_EACH_ISA(APPLY, ...) APPLY(portable, __VA_ARGS__)
+#endif
+
+#define DYNCP_DECLARE_TABLE_OF_ISA(isa, Table, name) \
+  namespace dyncp::isa {                             \
+  extern const Table name;                           \
+  }
+#define DYNCP_DECLARE_KERNELS(Table, name) DYNCP_FOR_EACH_ISA(DYNCP_DECLARE_TABLE_OF_ISA, Table, name)
+
+#define DYNCP_CASE_OF_ISA(isa, Table, name) \
+  case ::dyncp::Isa::isa:                   \
+    return ::dyncp::isa::name;
+#define DYNCP_KERNELS(Table, name)                                 \
+  ([]() -> const Table& {                                          \
+    switch (::dyncp::active_isa()) {                               \
+      DYNCP_FOR_EACH_ISA(DYNCP_CASE_OF_ISA, Table, name) default : \
+        return ::dyncp::portable::name;                            \
+    }                                                              \
+  }())

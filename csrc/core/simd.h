@@ -1,0 +1,217 @@
+// Vectors of the native width, written once for all instruction sets on the GCC/Clang vector extensions.
+//
+// Only sources in csrc/core/kernels/ include this header: everything lives in namespace dyncp::<isa>, so that objects
+// compiled for different sets never share a symbol.  For the same reason kernels use no std:: containers or
+// algorithms: the linker could keep a copy of such a template that was compiled for a wider set than the processor has.
+//
+// a * b + c contracts to one fused multiply-add where the set has it (-ffp-contract=fast).
+#pragma once
+
+#include <cstdint>
+
+#ifndef DYNCP_ISA
+#error "simd.h belongs to sources in csrc/core/kernels/, which are compiled with DYNCP_ISA"
+#endif
+
+#define DYNCP_INLINE inline __attribute__((always_inline))
+
+namespace dyncp::DYNCP_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kVectorRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kVectorRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kVectorRegisters = 32;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kVectorRegisters = 16;
+#endif
+
+// Storage types of 16 bits; arithmetic is always done in float.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class Element, int kLanesOf>
+struct VectorOf {
+  typedef Element type __attribute__((vector_size(sizeof(Element) * kLanesOf)));
+};
+
+// Lanes of a native vector of float or double.
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <class T>
+using Vec = typename VectorOf<T, kLanes<T>>::type;
+
+// Lane-wise integers as wide as T: the type of comparisons of Vec<T>.
+template <class T>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<double> {
+  using type = int64_t;
+};
+template <class T>
+using Mask = typename VectorOf<typename IntegerOf<T>::type, kLanes<T>>::type;
+
+template <class T>
+DYNCP_INLINE Vec<T> zero() {
+  return Vec<T>{};
+}
+
+// Subtracting zero keeps the sign of a zero; adding it would not.
+template <class T>
+DYNCP_INLINE Vec<T> broadcast(T value) {
+  return value - Vec<T>{};
+}
+
+DYNCP_INLINE Vec<float> load(const float* p) {
+  Vec<float> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+DYNCP_INLINE Vec<double> load(const double* p) {
+  Vec<double> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class T>
+DYNCP_INLINE void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+// The same bits as another type of the same size.
+template <class To, class From>
+DYNCP_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bits_as keeps the size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// Bits of IEEE half precision widened to float, exactly: shift the exponent and mantissa into place, then rescale by
+// 2^112, which also turns half subnormals into normal floats.
+template <class Bits32, class Floats>
+DYNCP_INLINE Floats widen_half(Bits32 h) {
+  const Bits32 magnitude = (h & 0x7fff) << 13;
+  const Bits32 sign = (h & 0x8000) << 16;
+  const Floats scaled = bits_as<Floats>(magnitude) * 0x1p112f;
+  const Bits32 finite = bits_as<Bits32>(scaled);
+  const Bits32 result = ((h & 0x7c00) == 0x7c00 ? (magnitude | 0x7f800000) : finite) | sign;
+  return bits_as<Floats>(result);
+}
+
+// Float to half, to nearest even.  Subnormal results are rounded by the adder itself: adding 0.5 aligns the mantissa so
+// that its last bit is worth 2^-24, the half subnormal step.
+template <class Bits32, class Floats>
+DYNCP_INLINE Bits32 narrow_half(Floats f) {
+  const Bits32 bits = bits_as<Bits32>(f);
+  const Bits32 sign = (bits >> 16) & 0x8000;
+  const Bits32 magnitude = bits & 0x7fffffff;
+  const Bits32 normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const Floats aligned = bits_as<Floats>(magnitude) + 0.5f;
+  const Bits32 subnormal = bits_as<Bits32>(aligned) - 0x3f000000;
+  Bits32 result = magnitude < 0x38800000 ? subnormal : normal;
+  result = magnitude >= 0x47800000 ? Bits32{} + 0x7c00 : result;
+  result = magnitude > 0x7f800000 ? Bits32{} + 0x7e00 : result;
+  return result | sign;
+}
+
+// Float to bfloat16, to nearest even; a NaN stays a NaN.
+template <class Bits32, class Floats>
+DYNCP_INLINE Bits32 narrow_bfloat16(Floats f) {
+  const Bits32 bits = bits_as<Bits32>(f);
+  const Bits32 rounded = ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff;
+  return (bits & 0x7fffffff) > 0x7f800000 ? (((bits >> 16) & 0xffff) | 0x40) : rounded;
+}
+
+using HalfBits = VectorOf<uint16_t, kLanes<float>>::type;
+
+DYNCP_INLINE Vec<float> load(const Half* p) {
+  HalfBits h;
+  __builtin_memcpy(&h, p, sizeof(h));
+  return widen_half<Mask<float>, Vec<float>>(__builtin_convertvector(h, Mask<float>));
+}
+DYNCP_INLINE Vec<float> load(const BFloat16* p) {
+  HalfBits h;
+  __builtin_memcpy(&h, p, sizeof(h));
+  const Mask<float> wide = __builtin_convertvector(h, Mask<float>) << 16;
+  return bits_as<Vec<float>>(wide);
+}
+DYNCP_INLINE void store(Half* p, Vec<float> v) {
+  const HalfBits h = __builtin_convertvector((narrow_half<Mask<float>, Vec<float>>(v)), HalfBits);
+  __builtin_memcpy(p, &h, sizeof(h));
+}
+DYNCP_INLINE void store(BFloat16* p, Vec<float> v) {
+  const HalfBits h = __builtin_convertvector((narrow_bfloat16<Mask<float>, Vec<float>>(v)), HalfBits);
+  __builtin_memcpy(p, &h, sizeof(h));
+}
+
+// The first `count` lanes (0 <= count <= lanes); the others load as zero and are not stored.
+template <class Storage>
+DYNCP_INLINE auto load_first(const Storage* p, int64_t count) {
+  Storage lanes[kVectorBytes / (sizeof(Storage) == 2 ? 4 : sizeof(Storage))] = {};
+  __builtin_memcpy(lanes, p, count * sizeof(Storage));
+  return load(lanes);
+}
+template <class Storage, class V>
+DYNCP_INLINE void store_first(Storage* p, V v, int64_t count) {
+  Storage lanes[kVectorBytes / (sizeof(Storage) == 2 ? 4 : sizeof(Storage))];
+  store(lanes, v);
+  __builtin_memcpy(p, lanes, count * sizeof(Storage));
+}
+
+// One value of any storage type, widened to the compute type.
+DYNCP_INLINE float widen(float v) { return v; }
+DYNCP_INLINE double widen(double v) { return v; }
+DYNCP_INLINE float widen(Half v) { return load_first(&v, 1)[0]; }
+DYNCP_INLINE float widen(BFloat16 v) { return load_first(&v, 1)[0]; }
+
+// Bytes (0 or not 0) as a lane mask (0 or -1) for T.
+template <class T>
+DYNCP_INLINE Mask<T> load_mask(const uint8_t* p) {
+  typename VectorOf<uint8_t, kLanes<T>>::type bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  return __builtin_convertvector(bytes, Mask<T>) != 0;
+}
+
+// Selection, not multiplication: a NaN in the lane that is not taken never leaks.
+template <class V, class M>
+DYNCP_INLINE V select(M mask, V taken, V otherwise) {
+  return mask ? taken : otherwise;
+}
+
+// Sum of the lanes, always in the same order (halving).
+template <class T>
+DYNCP_INLINE T sum_of_lanes(Vec<T> v) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int width = kLanes<T> / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+// Rectifiers as comparisons, so that a NaN passes through.  PReLU has one slope for all negative values.
+template <class T>
+DYNCP_INLINE Vec<T> relu(Vec<T> v) {
+  return v < zero<T>() ? zero<T>() : v;
+}
+template <class T>
+DYNCP_INLINE Vec<T> prelu(Vec<T> v, T slope) {
+  return v < zero<T>() ? v * slope : v;
+}
+
+}  // namespace dyncp::DYNCP_ISA

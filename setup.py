@@ -1,0 +1,180 @@
+"""Build of the native extension: one shared library on the libtorch stable ABI, one object per instruction set.
+
+Everything else about the package is in pyproject.toml.  Environment variables:
+
+DYNCP_NO_EXTENSION=1  install the pure-Python package, without the extension
+CXX                   the C++ compiler (default: the first of c++, g++, clang++)
+DYNCP_CXXFLAGS        further compiler flags, for example "-g -fsanitize=address"
+MAX_JOBS              how many compilers run at once (default: all processors)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+OBJECTS = ROOT / "build" / "objects"
+
+# Stable ABI of torch 2.11: one binary for that release and all later ones.
+TORCH_TARGET_VERSION = "0x020b000000000000"
+
+X86_SETS = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
+}
+INSTRUCTION_SETS = {
+    "x86_64": X86_SETS,
+    "amd64": X86_SETS,
+    "aarch64": {"portable": [], "neon": []},
+    "arm64": {"portable": [], "neon": []},
+}
+
+# Contraction is asked for by name because the default differs between compilers and language modes; without it the
+# micro-kernels would multiply and add separately.
+COMMON_FLAGS = ["-O3", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=fast", "-fno-math-errno"]
+COMMON_FLAGS += ["-fvisibility=hidden", "-fvisibility-inlines-hidden"]
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler to use, or None when there is none."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next((name for name in candidates if shutil.which(shlex.split(name)[0])), None)
+
+
+def reason_for_no_extension() -> str | None:
+    """Why the extension cannot be built here, or None when it can."""
+    if os.environ.get("DYNCP_NO_EXTENSION", "0") not in ("", "0"):
+        return "DYNCP_NO_EXTENSION is set"
+    if not sys.platform.startswith(("linux", "darwin")):
+        return f"the build supports Linux and macOS (got {sys.platform})"
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return "torch is not importable here; install torch first and build with `pip install . --no-build-isolation`"
+    if find_compiler() is None:
+        return "no C++ compiler was found; install g++ or clang++ and install the package again"
+    return None
+
+
+class BuildExtension(build_ext):
+    """Compiles csrc/ with the plain compiler driver, in parallel, and only what has changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build the shared library of `ext` and put it where setuptools expects it."""
+        import torch
+
+        compiler = find_compiler()
+        assert compiler is not None, "setup() offers the extension only when a compiler is there"
+        torch_root = Path(torch.__file__).resolve().parent
+        OBJECTS.mkdir(parents=True, exist_ok=True)
+        with open(OBJECTS / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._build(shlex.split(compiler), torch_root, torch.__version__, Path(self.get_ext_fullpath(ext.name)))
+
+    def _build(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
+        flags = [*COMMON_FLAGS, *self._standard_flag(compiler), f"-I{CSRC}"]
+        flags += shlex.split(os.environ.get("DYNCP_CXXFLAGS", ""))
+        torch_flags = [f"-isystem{torch_root / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+
+        jobs: list[tuple[Path, Path, list[str], str]] = []
+        for source in sorted((CSRC / "core").glob("*.cpp")):
+            jobs.append((source, OBJECTS / f"core.{source.stem}.o", flags, ""))
+        sets = INSTRUCTION_SETS.get(platform.machine().lower(), {"portable": []})
+        for source in sorted((CSRC / "core" / "kernels").glob("*.cpp")):
+            for name, set_flags in sets.items():
+                object_flags = [*flags, *set_flags, f"-DDYNCP_ISA={name}"]
+                jobs.append((source, OBJECTS / f"kernels.{source.stem}.{name}.o", object_flags, ""))
+        for source in sorted((CSRC / "torch").glob("*.cpp")):
+            jobs.append((source, OBJECTS / f"torch.{source.stem}.o", flags + torch_flags, torch_version))
+
+        workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        with ThreadPoolExecutor(workers) as pool:
+            changed = list(pool.map(lambda job: self._compile(compiler, *job), jobs))
+
+        objects = [str(target) for _, target, _, _ in jobs]
+        link = [*compiler, "-shared", *objects, f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
+        link += shlex.split(os.environ.get("DYNCP_CXXFLAGS", ""))
+        if sys.platform == "darwin":
+            link += ["-undefined", "dynamic_lookup"]
+        signature = hashlib.sha256(" ".join([*link, torch_version]).encode()).hexdigest()
+        stamp = OBJECTS / f"{output.name}.link"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        current = stamp.exists() and stamp.read_text() == f"{signature} {output}"
+        if output.exists() and current and not any(changed):
+            return
+        # The library is replaced, never rewritten in place: a running process keeps the file that it has mapped.
+        fresh = output.with_name(output.name + ".new")
+        self._run([*link, "-o", str(fresh)])
+        os.replace(fresh, output)
+        stamp.write_text(f"{signature} {output}")
+
+    @staticmethod
+    def _standard_flag(compiler: list[str]) -> list[str]:
+        """Ask for C++17 only where the compiler's own default is older."""
+        probe = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True)
+        for line in probe.stdout.splitlines():
+            if line.startswith("#define __cplusplus "):
+                return [] if int(line.split()[-1].rstrip("L")) >= 201703 else ["-std=gnu++17"]
+        return []
+
+    def _compile(self, compiler: list[str], source: Path, target: Path, flags: list[str], version: str) -> bool:
+        """Compile one object when its command, its source or a header has changed; say whether it was compiled."""
+        depfile, stamp, fresh = (target.with_suffix(ending) for ending in (".d", ".cmd", ".new.o"))
+        command = [*compiler, *flags, "-c", str(source), "-MMD", "-MF", str(depfile), "-o", str(fresh)]
+        signature = " ".join([*command, version])
+        if self._is_current(target, depfile, stamp, signature):
+            return False
+        self._run(command)
+        os.replace(fresh, target)
+        stamp.write_text(signature)
+        return True
+
+    def _is_current(self, target: Path, depfile: Path, stamp: Path, signature: str) -> bool:
+        if self.force or not (target.exists() and depfile.exists() and stamp.exists()):
+            return False
+        if stamp.read_text() != signature:
+            return False
+        dependencies = depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+        built = target.stat().st_mtime
+        return all(os.path.exists(name) and os.path.getmtime(name) <= built for name in dependencies)
+
+    @staticmethod
+    def _run(command: list[str]) -> None:
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.stderr:
+            print(result.stderr, file=sys.stderr, flush=True)
+        if result.returncode != 0:
+            raise RuntimeError(
+                f"building the extension failed: {shlex.join(command)}\n{result.stderr}\n"
+                "Set DYNCP_NO_EXTENSION=1 to install the pure-Python package instead."
+            )
+
+    def get_source_files(self) -> list[str]:
+        """Headers and sources, so that a source distribution can be built from."""
+        return [str(path.relative_to(ROOT)) for path in sorted(CSRC.rglob("*")) if path.is_file()]
+
+
+reason = reason_for_no_extension()
+if reason is None:
+    setup(
+        ext_modules=[Extension("dyncp_kernels._C", sources=[], py_limited_api=True)],
+        cmdclass={"build_ext": BuildExtension},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )
+else:
+    print(f"dyncp_kernels: installing without the native extension: {reason}.", file=sys.stderr, flush=True)
+    setup()
