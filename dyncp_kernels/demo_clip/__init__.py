@@ -1,0 +1,1 @@
+"""A short noisy sample, its clean reference, and the script that makes both."""
