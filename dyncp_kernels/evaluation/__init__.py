@@ -1,0 +1,1 @@
+"""Scores of enhanced speech, how dynamic the gates are, and the figure that shows them."""
