@@ -1,0 +1,219 @@
+"""Channel gates: a tiny network that decides, from a block's input, which channels the block computes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dyncp_kernels.nn.surrogates import SURROGATES, binarize
+
+__all__ = ["ChannelGate", "GatePool", "StaticGate"]
+
+_CHUNK = 256
+
+
+class GatePool(nn.Module):
+    """Pooling over time in front of a gate.
+
+    For an input x_0 .. x_{T-1} the pooled p_t is
+
+    - ``average``: mean of x_0 .. x_t;
+    - ``exponential``: p_t = p_{t-1} + a (x_t - p_{t-1}), a = 2 / (window + 1), p_{-1} = x_0;
+    - ``window``: mean of the last ``min(t + 1, window)`` frames;
+    - ``centred``: mean of the frames of a centred window that exist (not causal);
+    - ``global``: mean of all frames, at every t (not causal).
+
+    Args:
+        kind: one of the names above.
+        window: in frames, for ``exponential``, ``window`` and ``centred``.
+    """
+
+    def __init__(self, kind: str = "exponential", window: int = 8):
+        super().__init__()
+        kinds = ("average", "exponential", "window", "centred", "global")
+        if kind not in kinds:
+            raise ValueError(f"GatePool: kind must be one of {list(kinds)} (got {kind!r})")
+        if window < 1:
+            raise ValueError(f"GatePool: window must be at least 1 frame (got {window})")
+        self.kind = kind
+        self.window = window
+
+    @property
+    def rate(self) -> float:
+        """The a of the exponential average."""
+        return 2.0 / (self.window + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool ``x`` (B, C, T) to the same shape."""
+        frames = x.shape[-1]
+        if frames == 0:
+            return x
+        if self.kind == "global":
+            return x.mean(-1, keepdim=True).expand_as(x)
+        if self.kind == "average":
+            return x.cumsum(-1) / torch.arange(1, frames + 1, device=x.device, dtype=x.dtype)
+        if self.kind == "exponential":
+            return self._exponential(x)
+        left = self.window - 1 if self.kind == "window" else self.window // 2
+        right = 0 if self.kind == "window" else self.window - 1 - left
+        total = F.avg_pool1d(F.pad(x, (left, right)), self.window, stride=1) * self.window
+        t = torch.arange(frames, device=x.device)
+        count = (t + right).clamp(max=frames - 1) - (t - left).clamp(min=0) + 1
+        return total / count.to(x.dtype)
+
+    def _exponential(self, x: Tensor) -> Tensor:
+        # The recursion as a product with a lower triangular Toeplitz matrix, a chunk of frames at a time.
+        keep = 1.0 - self.rate
+        chunk = min(_CHUNK, x.shape[-1])
+        t = torch.arange(chunk, device=x.device)
+        age = (t[None, :] - t[:, None]).to(x.dtype)  # (source, target)
+        kernel = torch.where(age >= 0, self.rate * keep ** age.clamp(min=0), age.new_zeros(()))
+        fade = keep ** (t + 1).to(x.dtype)
+        carry = x[..., :1]
+        pooled = []
+        for start in range(0, x.shape[-1], chunk):
+            part = x[..., start : start + chunk]
+            n = part.shape[-1]
+            pooled.append(part @ kernel[:n, :n] + carry * fade[:n])
+            carry = pooled[-1][..., -1:]
+        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, -1)
+
+    def initial_state(self, batch: int, channels: int, like: Tensor) -> dict[str, Tensor]:
+        """State before the first frame, for :meth:`step`."""
+        depth = self.window if self.kind == "window" else 1
+        return {
+            "history": like.new_zeros(batch, channels, depth),
+            "count": torch.zeros((), dtype=torch.int64, device=like.device),
+        }
+
+    def step(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pool one frame ``x`` (B, C); returns the pooled frame and the next state.
+
+        Raises:
+            RuntimeError: the pooling looks ahead.
+        """
+        if self.kind in ("centred", "global"):
+            raise RuntimeError(f"GatePool.step: pooling must be causal (got {self.kind!r})")
+        history, count = state["history"], state["count"]
+        seen = (count + 1).to(x.dtype)
+        if self.kind == "window":
+            history = torch.cat([history[..., 1:], x[..., None]], -1)
+            pooled = history.sum(-1) / seen.clamp(max=self.window)
+        elif self.kind == "average":
+            history = history + x[..., None]
+            pooled = history[..., 0] / seen
+        else:
+            previous = torch.where(count == 0, x, history[..., 0])
+            pooled = previous + self.rate * (x - previous)
+            history = pooled[..., None]
+        return pooled, {"history": history, "count": count + 1}
+
+
+class ChannelGate(nn.Module):
+    """The gate of dynamic channel pruning: pool over time, 1x1 conv, ReLU, 1x1 conv, Heaviside step at 0.
+
+    ``scores = W2 relu(W1 pool(x) + b1) + b2``, ``m = 1 if scores + shift > 0 else 0``. The last bias starts positive,
+    so every channel is kept at initialisation. Source: arXiv 2412.17121; the width d = 8 fits its overhead.
+
+    Args:
+        channels: channels C of the block's input.
+        gates: number of gates G.
+        hidden: width d of the gate network.
+        pooling: a kind of :class:`GatePool`.
+        window: its window in frames.
+        per: ``"frame"`` for gates (B, G, T), ``"utterance"`` for (B, G, 1) from the mean over the clip.
+        surrogate: how the step is differentiated; a name of :mod:`dyncp_kernels.nn.surrogates`.
+        slope: slope of the surrogate.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        gates: int,
+        hidden: int = 8,
+        pooling: str = "exponential",
+        window: int = 8,
+        per: str = "frame",
+        surrogate: str = "sigmoid",
+        slope: float = 2.0,
+    ):
+        super().__init__()
+        if per not in ("frame", "utterance"):
+            raise ValueError(f"ChannelGate: per must be 'frame' or 'utterance' (got {per!r})")
+        if surrogate not in SURROGATES:
+            raise ValueError(f"ChannelGate: surrogate must be one of {sorted(SURROGATES)} (got {surrogate!r})")
+        self.channels, self.gates, self.per = channels, gates, per
+        self.surrogate, self.slope = surrogate, slope
+        self.pool = GatePool(pooling, window)
+        self.reduce = nn.Linear(channels, hidden)
+        self.expand = nn.Linear(hidden, gates)
+        nn.init.ones_(self.expand.bias)
+        with torch.no_grad():
+            self.expand.weight.mul_(0.1)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one decision."""
+        return self.reduce.weight.numel() + self.expand.weight.numel()
+
+    def _network(self, pooled: Tensor) -> Tensor:
+        return self.expand(F.relu(self.reduce(pooled)))
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Gate scores of ``x`` (B, C, T): (B, G, T) per frame, (B, G, 1) per utterance."""
+        if self.per == "utterance":
+            pooled = x.mean(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
+        else:
+            pooled = self.pool(x)
+        return self._network(pooled.transpose(1, 2)).transpose(1, 2)
+
+    def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
+        """Binary gates of ``x``, floating point with the surrogate's gradient; a sampled draw only while training."""
+        scores = self.scores(x) + shift
+        surrogate = "sigmoid" if self.surrogate == "gumbel" and not self.training else self.surrogate
+        return binarize(scores, surrogate, self.slope)
+
+    def step(self, x: Tensor, state: dict[str, Tensor], shift: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Boolean gates (B, G) of one frame ``x`` (B, C), and the next pooling state.
+
+        Raises:
+            RuntimeError: the gate looks at the whole clip.
+        """
+        if self.per == "utterance":
+            raise RuntimeError("ChannelGate.step: per must be 'frame' (got 'utterance', which needs the whole clip)")
+        pooled, state = self.pool.step(x, state)
+        return self._network(pooled) + shift > 0, state
+
+
+class StaticGate(nn.Module):
+    """One learned mask for all inputs: static pruning behind the interface of :class:`ChannelGate`.
+
+    Args:
+        gates: number of gates G.
+        surrogate: how the step is differentiated.
+        slope: slope of the surrogate.
+    """
+
+    def __init__(self, gates: int, surrogate: str = "sigmoid", slope: float = 2.0):
+        super().__init__()
+        self.gates, self.surrogate, self.slope = gates, surrogate, slope
+        self.score = nn.Parameter(torch.ones(gates))
+
+    @property
+    def macs(self) -> int:
+        """A fixed mask costs nothing."""
+        return 0
+
+    def scores(self, x: Tensor) -> Tensor:
+        """The learned scores as (B, G, 1)."""
+        return self.score[None, :, None].expand(x.shape[0], -1, 1).to(x.dtype)
+
+    def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
+        """Binary gates (B, G, 1), floating point with the surrogate's gradient."""
+        surrogate = "sigmoid" if self.surrogate == "gumbel" and not self.training else self.surrogate
+        return binarize(self.scores(x) + shift, surrogate, self.slope)
+
+    def step(self, x: Tensor, state: dict[str, Tensor], shift: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Boolean gates (B, G); the state passes through."""
+        return (self.score + shift > 0)[None].expand(x.shape[0], -1), state

@@ -1,0 +1,1 @@
+"""Training: configs, data, augmentation, losses and the loop."""
