@@ -1,7 +1,8 @@
 // Instruction sets: which ones this build holds, and which one runs.
 //
 // Every source in csrc/core/kernels/ is compiled once per instruction set, with DYNCP_ISA set to its name, into
-// namespace dyncp::<name>.  Such a source exports tables of function pointers; callers pick the table of the active set:
+// namespace dyncp::<name>.  Such a source exports tables of function pointers; callers pick the table of the active
+// set:
 //
 //   struct ScaleKernels { void (*scale)(float* values, int64_t count, float factor); };
 //   DYNCP_DECLARE_KERNELS(ScaleKernels, scale_kernels)               // in the header, at global scope
@@ -32,8 +33,7 @@ void set_active_isa(const char* name);
 }  // namespace dyncp
 
 #if defined(__x86_64__)
-#define DYNCP_FOR_EACH_ISA(APPLY, ...) \
-  APPLY(portable, __VA_ARGS__) APPLY(avx2, __VA_ARGS__) APPLY(avx512, __VA_ARGS__)
+#define DYNCP_FOR_EACH_ISA(APPLY, ...) APPLY(portable, __VA_ARGS__) APPLY(avx2, __VA_ARGS__) APPLY(avx512, __VA_ARGS__)
 #elif defined(__aarch64__)
 #define DYNCP_FOR_EACH_ISA(APPLY, ...) APPLY(portable, __VA_ARGS__) APPLY(neon, __VA_ARGS__)
 #else
@@ -49,10 +49,9 @@ void set_active_isa(const char* name);
 #define DYNCP_CASE_OF_ISA(isa, Table, name) \
   case ::dyncp::Isa::isa:                   \
     return ::dyncp::isa::name;
-#define DYNCP_KERNELS(Table, name)                                 \
-  ([]() -> const Table& {                                          \
-    switch (::dyncp::active_isa()) {                               \
-      DYNCP_FOR_EACH_ISA(DYNCP_CASE_OF_ISA, Table, name) default : \
-        return ::dyncp::portable::name;                            \
-    }                                                              \
+#define DYNCP_KERNELS(Table, name)                                                                 \
+  ([]() -> const Table& {                                                                          \
+    switch (::dyncp::active_isa()) {                                                               \
+      DYNCP_FOR_EACH_ISA(DYNCP_CASE_OF_ISA, Table, name) default : return ::dyncp::portable::name; \
+    }                                                                                              \
   }())

@@ -39,6 +39,7 @@ DYNCP_EXPORT int dyncp_set_instruction_set(const char* name, char* buffer, int s
 
 DYNCP_EXPORT int dyncp_supported_instruction_sets(char* buffer, int size) {
   std::string names;
-  for (dyncp::Isa isa : dyncp::supported_isas()) names += (names.empty() ? "" : ",") + std::string(dyncp::isa_name(isa));
+  for (dyncp::Isa isa : dyncp::supported_isas())
+    names += (names.empty() ? "" : ",") + std::string(dyncp::isa_name(isa));
   return report(names, buffer, size);
 }

@@ -1,0 +1,136 @@
+"""Argument checks of the block ops, for fake tensors and for the reference (csrc/torch/checks.cpp has the same)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"shape {list(tensor.shape)}"
+
+
+class _Check:
+    """Raises "<op>: <what must hold> (got <what came>)" when a condition is false."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+
+    def __call__(self, condition: bool, must: str, got: Any) -> None:
+        if not condition:
+            raise RuntimeError(f"{self.op}: {must} (got {got})")
+
+
+def check_block(
+    op: str,
+    x: Tensor,
+    hidden_gate: Tensor | None,
+    out_gate: Tensor | None,
+    w_in: Tensor | None,
+    b_in: Tensor | None,
+    w_dw: Tensor,
+    b_dw: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    slope_in: Tensor | None,
+    slope_dw: Tensor | None,
+    *,
+    dilation: int,
+    causal: bool,
+    residual: bool,
+    history: Tensor | None = None,
+) -> None:
+    """Check the arguments of `gated_conv`, or of its step when `history` is given.
+
+    Raises:
+        RuntimeError: "<op>: <what must hold> (got <what came>)".
+    """
+    check = _Check(op)
+    step = history is not None
+    check(x.dtype in _DTYPES, "x must be float32, float64, float16 or bfloat16", _name(x.dtype))
+    floats = {"w_in": w_in, "b_in": b_in, "w_dw": w_dw, "b_dw": b_dw, "w_out": w_out, "b_out": b_out}
+    floats |= {"slope_in": slope_in, "slope_dw": slope_dw, "history": history}
+    gates = {"hidden_gate": hidden_gate, "out_gate": out_gate}
+    for name, tensor in (floats | gates).items():
+        if tensor is not None:
+            check(tensor.device == x.device, f"{name} must be on the device of x, {x.device}", tensor.device)
+    for name, tensor in floats.items():
+        if tensor is not None:
+            check(tensor.dtype == x.dtype, f"{name} must have the dtype of x, {_name(x.dtype)}", _name(tensor.dtype))
+    for name, tensor in gates.items():
+        if tensor is not None:
+            fits = tensor.dtype in (torch.bool, x.dtype)
+            check(fits, f"{name} must be bool or have the dtype of x, {_name(x.dtype)}", _name(tensor.dtype))
+
+    axes = "(batch, channels)" if step else "(batch, channels, frames)"
+    check(x.dim() == (2 if step else 3), f"x must have shape {axes}", _shape(x))
+    check(w_dw.dim() == 2, "w_dw must have shape (hidden, taps)", _shape(w_dw))
+    check(w_out.dim() == 2, "w_out must have shape (out_channels, hidden)", _shape(w_out))
+    channels = x.shape[1]
+    hidden, taps = w_dw.shape
+    out_channels = w_out.shape[0]
+    check(taps >= 1, "w_dw must have at least one tap", _shape(w_dw))
+    check(dilation >= 1, "dilation must be at least 1", dilation)
+    check(
+        causal or (taps - 1) * dilation % 2 == 0,
+        "a centred convolution needs an even (taps - 1) * dilation",
+        f"{taps} taps and dilation {dilation}",
+    )
+    if w_in is None:
+        check(b_in is None, "b_in must be None without w_in", "a tensor")
+        check(slope_in is None, "slope_in must be None without w_in", "a tensor")
+        check(hidden == channels, f"w_dw must have a row for each of the {channels} channels of x without w_in", hidden)
+    else:
+        fits = w_in.dim() == 2 and w_in.shape[0] == hidden and w_in.shape[1] == channels
+        check(fits, f"w_in must have shape (hidden, channels) = [{hidden}, {channels}]", _shape(w_in))
+    check(w_out.shape[1] == hidden, f"w_out must have a column for each of the {hidden} rows of w_dw", _shape(w_out))
+    for name, bias, length in (("b_in", b_in, hidden), ("b_dw", b_dw, hidden), ("b_out", b_out, out_channels)):
+        if bias is not None:
+            check(bias.dim() == 1 and bias.shape[0] == length, f"{name} must have shape [{length}]", _shape(bias))
+    for name, slope in (("slope_in", slope_in), ("slope_dw", slope_dw)):
+        if slope is not None:
+            check(slope.numel() == 1, f"{name} must have one element", slope.numel())
+    check(
+        not residual or out_channels == channels,
+        f"the residual needs as many rows of w_out as channels of x, {channels}",
+        out_channels,
+    )
+
+    batch = x.shape[0]
+    for name, gate, rows in (("hidden_gate", hidden_gate, hidden), ("out_gate", out_gate, out_channels)):
+        if gate is None:
+            continue
+        if step:
+            fits = gate.dim() == 2 and gate.shape[0] == batch and gate.shape[1] == rows
+            check(fits, f"{name} must have shape [{batch}, {rows}]", _shape(gate))
+        else:
+            frames = x.shape[2]
+            fits = gate.dim() == 3 and gate.shape[0] == batch and gate.shape[1] == rows
+            fits = fits and (gate.shape[2] == 1 or gate.shape[2] == frames)
+            check(fits, f"{name} must have shape [{batch}, {rows}, {frames}] or [{batch}, {rows}, 1]", _shape(gate))
+    if history is not None:
+        length = (taps - 1) * dilation
+        fits = history.dim() == 3 and history.shape[0] == batch
+        fits = fits and history.shape[1] == hidden and history.shape[2] == length
+        check(fits, f"history must have shape [{batch}, {hidden}, {length}]", _shape(history))
+
+
+def check_grad(op: str, grad: Tensor, x: Tensor, w_out: Tensor) -> None:
+    """Check the gradient of the output that `gated_conv_backward` gets.
+
+    Raises:
+        RuntimeError: its shape, dtype or device is not that of the output.
+    """
+    check = _Check(op)
+    shape = [x.shape[0], w_out.shape[0], x.shape[2]]
+    check(grad.device == x.device, f"grad must be on the device of x, {x.device}", grad.device)
+    check(grad.dtype == x.dtype, f"grad must have the dtype of x, {_name(x.dtype)}", _name(grad.dtype))
+    check(grad.dim() == 3 and list(grad.shape) == shape, f"grad must have shape {shape}", _shape(grad))

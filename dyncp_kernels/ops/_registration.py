@@ -1,0 +1,43 @@
+"""What every block op registers besides its kernels: the reference where there is no kernel, and autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dyncp_kernels import _extension
+from dyncp_kernels.ops._schemas import SCHEMAS
+
+# A library object unregisters everything when it is collected, so it lives as long as the module.
+LIBRARY = torch.library.Library("dyncp", "FRAGMENT")
+
+
+def register_reference(op: str, implementation: Callable[..., Any]) -> None:
+    """Run `dyncp::op` on `implementation` wherever the native extension has no kernel for the device."""
+    if not _extension.extension_loaded():
+        LIBRARY.define(op + SCHEMAS[op])
+    for device in ("CPU", "CUDA"):
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"dyncp::{op}", device):
+            LIBRARY.impl(op, implementation, device)
+
+
+def register_autocast(op: str) -> None:
+    """Inside ``torch.autocast`` run `dyncp::op` with its float32, float16 and bfloat16 tensors cast to that dtype."""
+    overload = getattr(torch.ops.dyncp, op).default
+    for device in ("cpu", "cuda"):
+        key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
+
+        def run(*args: Any, _device: str = device, _key: Any = key, **kwargs: Any) -> Any:
+            dtype = torch.get_autocast_dtype(_device)
+            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_key)):
+                return overload(*(_cast(arg, dtype) for arg in args), **{k: _cast(v, dtype) for k, v in kwargs.items()})
+
+        LIBRARY.impl(op, run, f"Autocast{device.upper()}")
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    is_castable = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+    return value.to(dtype) if is_castable else value
