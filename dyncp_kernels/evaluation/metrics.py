@@ -77,7 +77,7 @@ class MeanInterval(NamedTuple):
     mean: float
     low: float
     high: float
-    count: int
+    number: int
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"

@@ -78,7 +78,7 @@ def test_interval_holds_the_mean_and_repeats():
     values = [1.0, 2.0, 4.0]
     result = mean_interval(values)
     assert result.mean == pytest.approx(7 / 3)
-    assert result.count == 3
+    assert result.number == 3
     assert 1.0 <= result.low < result.mean < result.high <= 4.0
     assert result == mean_interval(values)
     assert str(mean_interval([2.0])) == "2.000 [2.000, 2.000]"

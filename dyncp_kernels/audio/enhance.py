@@ -1,0 +1,87 @@
+"""Offline enhancement: a whole signal through STFT, network and inverse STFT."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dyncp_kernels.audio import stft as transform
+
+if TYPE_CHECKING:
+    from dyncp_kernels.nn.block import BlockGates
+
+Samples = TypeVar("Samples", Tensor, "np.ndarray[Any, Any]")
+
+__all__ = ["budget_shift", "checked_samples", "enhance", "model_device"]
+
+
+def enhance(
+    model: nn.Module, samples: Samples, *, budget: float | None = None, return_gates: bool = False
+) -> Samples | tuple[Samples, list[BlockGates]]:
+    """Enhance whole signals at the model's sample rate.
+
+    Args:
+        model: a ``ConvFSENet`` in eval mode or its folded ``InferenceConvFSENet``, which is the fast one.
+        samples: (N,) or (B, N) real samples, full scale 1.0, float32 or float64, numpy or torch. The network runs in
+            float32 on the model's device.
+        budget: share of channels to keep, 0 to 1, for a calibrated gated model; None for its trained operating point.
+        return_gates: also return the gates that were used.
+
+    Returns:
+        Samples of the same kind, shape and dtype; with ``return_gates`` also one ``BlockGates`` per block, each site
+        (B, channels, T or 1) or None, with T = ``stft.frame_count(N)`` and B = 1 for (N,).
+
+    Raises:
+        TypeError: samples are no array, or neither float32 nor float64.
+        ValueError: another shape, NaN or infinity, a model in training mode, or a budget that the model cannot follow.
+    """
+    if model.training:
+        raise ValueError("enhance: model must be in eval mode (got training mode)")
+    batch, restore = checked_samples(samples, "enhance")
+    config: Any = model.config
+    shift = budget_shift(model, budget)
+    with torch.no_grad():
+        spectrum = transform.stft(batch.to(model_device(model)), config.n_fft, config.hop)
+        features = transform.features(spectrum, config.compression)
+        mask, gates = model(features, shift=shift, return_gates=True)
+        enhanced = transform.istft(transform.apply_mask(spectrum, mask), batch.shape[-1], config.n_fft, config.hop)
+    return (restore(enhanced), gates) if return_gates else restore(enhanced)
+
+
+def budget_shift(model: Any, budget: float | None) -> float:
+    """Shift of the gate scores that keeps the share ``budget`` of the channels; see ``nn.shift_for_budget``."""
+    from dyncp_kernels.nn.calibrate import shift_for_budget
+
+    return shift_for_budget(model.calibration, budget)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Device of the model's first tensor."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def checked_samples(samples: Any, name: str) -> tuple[Tensor, Any]:
+    """Check samples (N,) or (B, N); return them as float32 (B, N) and a function that undoes the conversion.
+
+    Raises:
+        TypeError, ValueError: as ``enhance`` says, with ``name`` in front.
+    """
+    is_numpy = isinstance(samples, np.ndarray)
+    if not is_numpy and not isinstance(samples, Tensor):
+        raise TypeError(f"{name}: samples must be a numpy array or a torch tensor (got {type(samples).__name__})")
+    if str(samples.dtype).removeprefix("torch.") not in ("float32", "float64"):
+        raise TypeError(f"{name}: samples must be float32 or float64 (got {samples.dtype})")
+    if samples.ndim not in (1, 2) or (samples.shape[0] == 0 and samples.ndim == 2):
+        raise ValueError(f"{name}: samples must be (N,) or (batch, N) (got {tuple(samples.shape)})")
+    tensor = torch.from_numpy(np.ascontiguousarray(samples)) if is_numpy else samples.detach()
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name}: samples must be finite (got NaN or infinity)")
+
+    def restore(result: Tensor) -> Any:
+        shaped = result if tensor.ndim == 2 else result[0]
+        return shaped.cpu().numpy().astype(samples.dtype) if is_numpy else shaped.to(tensor.device, tensor.dtype)
+
+    return (tensor if tensor.ndim == 2 else tensor[None]).float(), restore
