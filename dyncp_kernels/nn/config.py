@@ -102,7 +102,7 @@ class ConvFSENetConfig:
         looks_ahead = self.gate_pooling in ("centred", "global")
         if self.causal and self.site != "none" and self.gate_per == "frame" and looks_ahead:
             raise ValueError(
-                f"ConvFSENetConfig: a causal network needs causal gate pooling (got {self.gate_pooling!r})"
+                f"ConvFSENetConfig: gate_pooling of a causal network must be causal (got {self.gate_pooling!r})"
             )
         if self.bins != self.n_fft // 2 + 1:
             raise ValueError(f"ConvFSENetConfig: bins must be n_fft // 2 + 1 = {self.n_fft // 2 + 1} (got {self.bins})")

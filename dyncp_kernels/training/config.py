@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from dyncp_kernels.nn.config import ConvFSENetConfig
+
+_PATHS = ("voicebank", "clean", "noisy", "speech", "noise", "valid_clean", "valid_noisy")
+_RECIPES = Path(__file__).resolve().parent / "recipes"
 
 __all__ = ["DataConfig", "GateLossConfig", "TrainConfig", "load_train_config"]
 
@@ -158,7 +162,7 @@ class TrainConfig:
         """
         values = dict(values)
         data = dict(values.pop("data", {}))
-        for key in ("voicebank", "clean", "noisy", "speech", "noise", "valid_clean", "valid_noisy"):
+        for key in _PATHS:
             if root is not None and data.get(key) is not None:
                 data[key] = str(root / data[key])
         warm = values.get("warm_start")
@@ -178,22 +182,36 @@ class TrainConfig:
         )
 
 
-def load_train_config(path: str | Path) -> TrainConfig:
+def load_train_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
     """Read a TOML file.
 
+    Args:
+        path: the file, or the name of a recipe that comes with the package.
+        overrides: values that replace the file's; ``data`` is merged key by key.
+
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file or recipe.
         ValueError: it isn't TOML or a value is refused.
     """
     path = Path(path)
+    recipe = _RECIPES / f"{path}.toml"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: a training config must exist (got no such file)")
-    try:
-        import tomllib  # ty: ignore
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore
+        if not recipe.is_file():
+            names = sorted(p.stem for p in _RECIPES.glob("*.toml"))
+            raise FileNotFoundError(
+                f"{path}: a training config must be a file or a recipe, one of {names} (got neither)"
+            )
+        path = recipe
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: a training config must be valid TOML (got: {error})") from None
-    return TrainConfig.from_dict(values, path.resolve().parent)
+    overrides = dict(overrides or {})
+    given = overrides.pop("data", {})
+    # Data given from outside replaces the file's choice of data, but not its crops and augmentation.
+    kept = {k: v for k, v in values.get("data", {}).items() if not given or k not in _PATHS}
+    return TrainConfig.from_dict({**values, **overrides, "data": {**kept, **given}}, path.resolve().parent)
