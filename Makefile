@@ -1,0 +1,55 @@
+# make demo | test | lint | bench | wheel | clean. Each target does its own set-up; a second run reuses it.
+#
+#   PYTHON         interpreter that makes the virtual environment (3.10 or newer)
+#   VENV           where the virtual environment goes
+#   TORCH_VERSION  torch to install; the CPU build where pip can find one
+#   AUDIO          noisy file for `make demo`
+#   TESTS          what `make test` runs
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_VERSION ?= 2.13.0
+AUDIO ?=
+TESTS ?= tests
+BIN := $(VENV)/bin
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: setup build demo test lint bench wheel clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null \
+		|| $(BIN)/pip install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null \
+		|| $(BIN)/pip install --quiet "torch==$(TORCH_VERSION)"
+	$(BIN)/pip install --quiet 'setuptools>=77' wheel ninja numpy
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
+	touch $@
+
+# Only what changed is compiled again.
+build: setup
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+demo: build
+	$(BIN)/dyncp demo $(if $(AUDIO),"$(AUDIO)") --out demo-out
+
+test: build
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/mypy
+
+bench: build
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[bench]'
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/dyncp bench --out benchmarks/results
+
+wheel: setup
+	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist demo-out dyncp_kernels.egg-info dyncp_kernels/*.so
