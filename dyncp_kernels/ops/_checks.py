@@ -77,7 +77,7 @@ def check_block(
     channels = x.shape[1]
     hidden, taps = w_dw.shape
     out_channels = w_out.shape[0]
-    check(taps >= 1, "w_dw must have at least one tap", _shape(w_dw))
+    check(hidden >= 1 and taps >= 1, "w_dw must have at least one row and one tap", _shape(w_dw))
     check(dilation >= 1, "dilation must be at least 1", dilation)
     check(
         causal or (taps - 1) * dilation % 2 == 0,

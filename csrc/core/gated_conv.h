@@ -1,0 +1,77 @@
+// The gated depthwise-separable block, without torch: one description of a call, and the functions that run it.
+//
+//   u = m_h * act(W_in x + b_in),  z = m_h * act(DW(u) + b_dw),  y = m_o * (W_out z + b_out) [+ x]
+//
+// Frames in which no hidden channel is open skip the whole branch.  Values are selected by the gates, never multiplied
+// by zero, and weights of channels that are pruned throughout are not read.
+#pragma once
+
+#include <cstdint>
+
+namespace dyncp {
+
+enum class DType { float32, float64, float16, bfloat16 };
+
+// Runs body(context, begin, end) over a partition of [0, count) into ranges of at least grain, perhaps in parallel.
+using ParallelBody = void (*)(void* context, int64_t begin, int64_t end);
+using ParallelFor = void (*)(int64_t count, int64_t grain, ParallelBody body, void* context);
+
+// All strides count elements.
+struct Gate {
+  const void* data = nullptr;  // null: every channel is open
+  bool is_bool = true;         // otherwise the dtype of the call; the value multiplies and 0 prunes
+  int64_t batch_stride = 0;
+  int64_t channel_stride = 0;
+  int64_t frame_stride = 0;  // 1, or 0 for a gate that is constant over time
+};
+
+struct GatedConv {
+  DType dtype = DType::float32;
+  int64_t batch = 0;
+  int64_t channels = 0;
+  int64_t hidden = 0;
+  int64_t out_channels = 0;
+  int64_t frames = 0;
+  int64_t taps = 0;
+  int64_t dilation = 1;
+  bool causal = true;
+  bool residual = true;
+
+  const void* x = nullptr;  // (batch, channels, frames), frames contiguous
+  int64_t x_batch_stride = 0;
+  int64_t x_channel_stride = 0;
+  Gate hidden_gate;
+  Gate out_gate;
+
+  const void* w_in = nullptr;  // (hidden, channels), columns contiguous; null: u = m_h * x
+  int64_t w_in_row_stride = 0;
+  const void* w_dw = nullptr;   // (hidden, taps), contiguous
+  const void* w_out = nullptr;  // (out_channels, hidden)
+  int64_t w_out_row_stride = 0;
+  int64_t w_out_column_stride = 0;
+  const void* b_in = nullptr;  // biases may be null
+  const void* b_dw = nullptr;
+  const void* b_out = nullptr;
+  const void* slope_in = nullptr;  // null: ReLU
+  const void* slope_dw = nullptr;
+
+  int64_t reach() const { return (taps - 1) * dilation; }
+  int64_t left() const { return causal ? reach() : reach() / 2; }
+  int64_t right() const { return reach() - left(); }
+};
+
+// Where the step keeps the past of u: (batch, hidden, reach), oldest frame first.
+struct History {
+  const void* before = nullptr;
+  void* after = nullptr;  // may be the same memory
+  int64_t before_strides[3] = {0, 0, 0};
+  int64_t after_strides[3] = {0, 0, 0};
+};
+
+// y: (batch, out_channels, frames), contiguous.  The result does not depend on how parallel_for partitions the work.
+void gated_conv(const GatedConv& call, void* y, ParallelFor parallel_for);
+
+// One frame: x is (batch, channels), gates have no frames; y: (batch, out_channels), contiguous.
+void gated_conv_step(const GatedConv& call, const History& history, void* y, ParallelFor parallel_for);
+
+}  // namespace dyncp

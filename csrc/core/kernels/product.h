@@ -1,0 +1,102 @@
+// Register-blocked product of a few weight rows with a tile of frames: lanes are frames, weights are broadcast.
+#pragma once
+
+#include "core/simd.h"
+
+namespace dyncp::DYNCP_ISA {
+
+// Frames of a tile; a multiple of the widest panel of every instruction set.
+constexpr int kTile = 48;
+
+// Accumulators take kBlockRows * kPanelVectors registers; the rest hold a panel row and a broadcast weight.
+constexpr int kBlockRows = kVectorRegisters == 32 ? 8 : 4;
+#if defined(__AVX2__) || defined(__aarch64__)
+constexpr int kPanelVectors = 3;
+#else
+constexpr int kPanelVectors = 2;
+#endif
+
+// out[r][t] = sum over k of rows[r][column(k)] * values[k][t], for R rows and V vectors of frames.
+// column(k) is columns[k], or k when there is no list.  Every (row, frame) is one chain of multiply-adds in the order
+// of k, so its value does not depend on the block that it is computed in.
+template <class T, int R, int V, bool kListed>
+void product_panel(const T* const* rows, const int64_t* columns, int64_t depth, const T* values, T* out,
+                   int64_t out_stride) {
+  Vec<T> sums[R][V] = {};
+  const T* w[R];
+  for (int r = 0; r < R; ++r) w[r] = rows[r];
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> v[V];
+    for (int j = 0; j < V; ++j) v[j] = load(values + k * kTile + j * kLanes<T>);
+    const int64_t column = kListed ? columns[k] : k;
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> weight = broadcast(w[r][column]);
+      for (int j = 0; j < V; ++j) sums[r][j] = weight * v[j] + sums[r][j];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < V; ++j) store(out + r * out_stride + j * kLanes<T>, sums[r][j]);
+  }
+}
+
+template <class T, bool kListed>
+struct ProductPanels {
+  using Panel = void (*)(const T* const*, const int64_t*, int64_t, const T*, T*, int64_t);
+
+  template <int R>
+  static Panel of_rows(int vectors) {
+    if constexpr (kPanelVectors == 3) {
+      if (vectors == 3) return product_panel<T, R, 3, kListed>;
+    }
+    return vectors == 2 ? product_panel<T, R, 2, kListed> : product_panel<T, R, 1, kListed>;
+  }
+
+  static Panel of(int rows, int vectors) {
+    if constexpr (kBlockRows == 8) {
+      switch (rows) {
+        case 8:
+          return of_rows<8>(vectors);
+        case 7:
+          return of_rows<7>(vectors);
+        case 6:
+          return of_rows<6>(vectors);
+        case 5:
+          return of_rows<5>(vectors);
+      }
+    }
+    switch (rows) {
+      case 4:
+        return of_rows<4>(vectors);
+      case 3:
+        return of_rows<3>(vectors);
+      case 2:
+        return of_rows<2>(vectors);
+      default:
+        return of_rows<1>(vectors);
+    }
+  }
+};
+
+// The same for all `vectors` vectors of a tile.  columns may be null.
+template <class T>
+DYNCP_INLINE void product_block(int row_count, const T* const* rows, const int64_t* columns, int64_t depth,
+                                const T* values, int vectors, T* out, int64_t out_stride) {
+  for (int begin = 0; begin < vectors; begin += kPanelVectors) {
+    const int width = vectors - begin < kPanelVectors ? vectors - begin : kPanelVectors;
+    const int64_t offset = begin * kLanes<T>;
+    const auto panel = columns != nullptr ? ProductPanels<T, true>::of(row_count, width)
+                                          : ProductPanels<T, false>::of(row_count, width);
+    panel(rows, columns, depth, values + offset, out + offset, out_stride);
+  }
+}
+
+// Splits `count` rows into blocks of nearly equal size, so that no block is left with one row.
+struct RowBlocks {
+  explicit RowBlocks(int64_t count) : rows(count), blocks((count + kBlockRows - 1) / kBlockRows) {}
+  int64_t begin(int64_t block) const { return rows * block / blocks; }
+  int size(int64_t block) const { return static_cast<int>(begin(block + 1) - begin(block)); }
+  int64_t rows;
+  int64_t blocks;
+};
+
+}  // namespace dyncp::DYNCP_ISA

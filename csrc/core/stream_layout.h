@@ -1,0 +1,111 @@
+// Memory layout of a packed streaming model and of the state of one stream: plain structs and offsets, no pointers, so
+// that both live in flat 64-byte aligned buffers that may be copied.  The layout does not depend on the instruction
+// set.
+//
+// Packed model:  PackedHeader, PackedBlock[blocks], payload.
+// State:         StateHeader, payload.
+//
+// Weight forms
+//   panel   (inputs x outputs, transposed) split into panels of kPanel outputs: [panel][input][kPanel].  The last panel
+//           is as wide as the padded rest.  For products in which every output is wanted.
+//   record  everything that one gated channel needs, contiguous, `stride` bytes apart, so that a pruned channel costs
+//   no
+//           memory access.  Hidden channel: row of W_in, HiddenTail and taps, column of W_out.  Output channel: row of
+//           W_out, OutTail.
+// Vectors are padded with zeros to a multiple of kPad floats, the widest vector of all instruction sets.
+#pragma once
+
+#include <cstdint>
+
+namespace dyncp {
+
+constexpr int kPad = 16;
+constexpr int kPanel = 64;
+constexpr int64_t kLine = 64;
+
+enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3 };
+enum class GateKind : int32_t { none = 0, pooled = 1, constant = 2 };
+enum class Pooling : int32_t { average = 0, exponential = 1, window = 2 };
+
+struct Geometry {
+  int32_t bins, channels, hidden, taps, blocks;
+  int32_t has_prelu;
+  int32_t gates_hidden, gates_out;  // booleans
+  GateKind gate_kind;
+  int32_t gate_width;
+  Pooling pooling;
+  int32_t window;
+  int32_t n_fft, hop, sample_rate;
+  float compression;
+};
+
+struct PanelMatrix {
+  int64_t weights, bias, scale;  // byte offsets; scale (one float per output) only for int8
+  int32_t inputs, outputs;
+};
+
+struct HiddenTail {
+  float b_in, b_dw, scale_in;  // followed by the taps, oldest first
+};
+constexpr int kHiddenTailFloats = 3;
+
+struct OutTail {
+  float b_out, scale;
+};
+
+struct PackedBlock {
+  int32_t dilation, history_rows;  // rows of the ring: (taps - 1) * dilation + 1
+  float slope_in, slope_dw;        // 0 for ReLU
+  PanelMatrix w_in;                // without hidden gates
+  int64_t b_dw, w_dw;              // without hidden gates: [hidden], [tap][hidden]
+  PanelMatrix w_out;               // without any gates
+  int64_t hidden_records, out_records;
+  int64_t b_out, scale_out;  // with hidden gates: [channels]
+  int64_t gate_reduce;       // rows [gate_width][channels], then bias [gate_width]
+  PanelMatrix gate_expand;   // inputs gate_width, outputs all gates; for a constant gate only bias, the scores
+  int64_t history, pool, bits, hidden_list, out_list, kept;  // byte offsets into the state
+};
+
+struct PackedHeader {
+  char magic[8];
+  int64_t bytes;
+  uint64_t checksum;  // of header and block table, this field as 0
+  Precision precision;
+  Geometry geometry;
+  int32_t channels_padded, hidden_padded, bins_padded, gates, gates_padded, bit_words;
+  int64_t hidden_stride, hidden_tail, hidden_column;  // bytes of a record, and from its start to the tail and column
+  int64_t out_stride, out_tail;
+  PanelMatrix front, back;
+  int32_t has_transform;                    // n_fft is a power of two that the core transforms
+  int64_t window, twiddles, real_twiddles;  // tables of the transform
+  int64_t state_bytes;                      // of one stream
+  int64_t x, branch, hidden_values, pooled, gate_values, features, mask, hidden_mask, out_mask, chunk;  // state offsets
+  int64_t samples, tail, work, spectrum;  // state offsets of the transform
+};
+
+struct StateHeader {
+  char magic[8];
+  uint64_t model_checksum;
+  int64_t bytes;
+  int64_t frames;  // since the start or the last reset
+};
+
+inline const PackedBlock* packed_blocks(const PackedHeader& model) {
+  return reinterpret_cast<const PackedBlock*>(reinterpret_cast<const char*>(&model) + sizeof(PackedHeader));
+}
+
+template <class T>
+inline T* at(void* base, int64_t offset) {
+  return reinterpret_cast<T*>(static_cast<char*>(base) + offset);
+}
+template <class T>
+inline const T* at(const void* base, int64_t offset) {
+  return reinterpret_cast<const T*>(static_cast<const char*>(base) + offset);
+}
+
+// Densities above which the path that reads every row of a site is used; below, only kept rows are read.
+struct Crossover {
+  float hidden, out;
+};
+
+}  // namespace dyncp

@@ -1,0 +1,421 @@
+#include "core/stream_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace dyncp {
+namespace {
+
+constexpr char kMagic[8] = {'D', 'Y', 'N', 'C', 'P', 'P', '0', '1'};
+constexpr int64_t kMostBytes = int64_t{1} << 31;
+const char* const kPrecisionNames[] = {"float32", "float16", "bfloat16", "int8"};
+
+int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+int padded(int count) { return static_cast<int>(rounded_up(count, kPad)); }
+
+int element_bytes(Precision precision) {
+  return precision == Precision::float32 ? 4 : precision == Precision::int8 ? 1 : 2;
+}
+
+uint16_t half_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint32_t sign = (bits >> 16) & 0x8000;
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
+  if (magnitude < 0x38800000) {
+    const float steps = std::nearbyint(std::fabs(value) * 0x1p24f);
+    return static_cast<uint16_t>(sign | static_cast<uint32_t>(steps));
+  }
+  return static_cast<uint16_t>(sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13));
+}
+
+uint16_t bfloat16_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>((bits >> 16) | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Symmetric int8 per output channel: q = round(w / scale), scale = max |w| / 127.  A channel with a NaN gets scale NaN,
+// so that a poisoned channel stays poisoned.
+float int8_scale(const float* row, int64_t count, int64_t step) {
+  float most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isnan(row[i * step])) return NAN;
+    most = std::max(most, std::fabs(row[i * step]));
+  }
+  return most / 127.0f;
+}
+
+class Writer {
+ public:
+  Writer(Precision precision, char* base) : precision_(precision), base_(base) {}
+
+  // Stores one weight at element `index` of the array at byte `offset`.
+  void weight(int64_t offset, int64_t index, float value, float scale) {
+    char* array = base_ + offset;
+    switch (precision_) {
+      case Precision::float32:
+        reinterpret_cast<float*>(array)[index] = value;
+        return;
+      case Precision::float16:
+        reinterpret_cast<uint16_t*>(array)[index] = half_bits(value);
+        return;
+      case Precision::bfloat16:
+        reinterpret_cast<uint16_t*>(array)[index] = bfloat16_bits(value);
+        return;
+      case Precision::int8: {
+        const float quotient = scale > 0 ? std::nearbyint(value / scale) : 0.0f;
+        reinterpret_cast<int8_t*>(array)[index] = static_cast<int8_t>(std::clamp(quotient, -127.0f, 127.0f));
+        return;
+      }
+    }
+  }
+
+  float* floats(int64_t offset) { return reinterpret_cast<float*>(base_ + offset); }
+
+ private:
+  Precision precision_;
+  char* base_;
+};
+
+// Hands out aligned offsets in the order of use, so that the engine reads the model front to back.
+class Allocator {
+ public:
+  explicit Allocator(int64_t start) : next_(rounded_up(start, kLine)) {}
+  int64_t take(int64_t bytes, int64_t alignment = kLine) {
+    const int64_t offset = rounded_up(next_, alignment);
+    next_ = rounded_up(offset + bytes, kLine);
+    if (next_ > kMostBytes) throw std::invalid_argument("pack: the model must stay below 2 GiB");
+    return offset;
+  }
+  int64_t floats(int64_t count) { return take(count * 4); }
+  int64_t end() const { return next_; }
+
+ private:
+  int64_t next_;
+};
+
+PanelMatrix take_panel(Allocator& memory, Precision precision, int inputs, int outputs) {
+  PanelMatrix matrix{};
+  matrix.inputs = inputs;
+  matrix.outputs = outputs;
+  matrix.bias = memory.floats(padded(outputs));
+  if (precision == Precision::int8) matrix.scale = memory.floats(padded(outputs));
+  matrix.weights = memory.take(static_cast<int64_t>(inputs) * padded(outputs) * element_bytes(precision));
+  return matrix;
+}
+
+// `weights` is (outputs, inputs) row-major.
+void fill_panel(Writer& writer, const PanelMatrix& matrix, const float* weights, const float* bias, bool is_int8) {
+  const int outputs = matrix.outputs, inputs = matrix.inputs, all = padded(outputs);
+  for (int o = 0; o < outputs; ++o) {
+    const float scale = is_int8 ? int8_scale(weights + int64_t{o} * inputs, inputs, 1) : 1.0f;
+    if (is_int8) writer.floats(matrix.scale)[o] = scale;
+    writer.floats(matrix.bias)[o] = bias[o];
+    const int64_t panel = o / kPanel * kPanel, width = std::min<int64_t>(kPanel, all - panel);
+    for (int i = 0; i < inputs; ++i) {
+      writer.weight(matrix.weights, panel * inputs + i * width + (o - panel), weights[int64_t{o} * inputs + i], scale);
+    }
+  }
+}
+
+struct Plan {
+  PackedHeader header{};
+  std::vector<PackedBlock> blocks;
+};
+
+bool is_power_of_two(int value) { return value > 0 && (value & (value - 1)) == 0; }
+
+Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_alignment) {
+  const Geometry& g = folded.geometry;
+  check_geometry(g);
+  if (row_alignment < kLine || (row_alignment & (row_alignment - 1)) != 0) {
+    throw std::invalid_argument("pack: row_alignment must be a power of two of at least 64");
+  }
+  Plan plan;
+  PackedHeader& h = plan.header;
+  std::memcpy(h.magic, kMagic, sizeof(kMagic));
+  h.precision = precision;
+  h.geometry = g;
+  h.channels_padded = padded(g.channels);
+  h.hidden_padded = padded(g.hidden);
+  h.bins_padded = padded(g.bins);
+  h.gates = g.channels * g.gates_out + g.hidden * g.gates_hidden;
+  // Each site starts on a fresh vector, so its gates never share one with the other site's.
+  h.gates_padded = h.channels_padded * g.gates_out + h.hidden_padded * g.gates_hidden;
+  h.bit_words = (h.gates_padded + 63) / 64;
+  const int element = element_bytes(precision);
+  h.hidden_tail = rounded_up(int64_t{h.channels_padded} * element, kLine);
+  h.hidden_column = h.hidden_tail + rounded_up((kHiddenTailFloats + g.taps) * 4, kLine);
+  h.hidden_stride = rounded_up(h.hidden_column + int64_t{h.channels_padded} * element, row_alignment);
+  h.out_tail = rounded_up(int64_t{h.hidden_padded} * element, kLine);
+  h.out_stride = rounded_up(h.out_tail + static_cast<int64_t>(sizeof(OutTail)), row_alignment);
+
+  Allocator memory(sizeof(PackedHeader) + sizeof(PackedBlock) * g.blocks);
+  Allocator state(sizeof(StateHeader));
+  h.has_transform = is_power_of_two(g.n_fft) && g.n_fft >= 8;
+  if (h.has_transform) {
+    h.window = memory.floats(g.n_fft);
+    h.twiddles = memory.floats(3 * g.n_fft);
+    h.real_twiddles = memory.floats(g.n_fft + 2 * kPad);
+    h.samples = state.floats(g.n_fft);
+    h.tail = state.floats(g.n_fft);
+    h.work = state.floats(4 * int64_t{g.n_fft} + 8 * kPad);
+    h.spectrum = state.floats(2 * int64_t{h.bins_padded} + 4 * kPad);
+  }
+  h.features = state.floats(h.bins_padded);
+  h.mask = state.floats(h.bins_padded);
+  h.x = state.floats(h.channels_padded);
+  h.branch = state.floats(h.channels_padded);
+  h.hidden_values = state.floats(h.hidden_padded + kPad);
+  h.pooled = state.floats(h.channels_padded);
+  h.gate_values = state.floats(std::max(h.gates_padded, kPad) + padded(g.gate_width));
+  h.hidden_mask = state.floats(h.hidden_padded);
+  h.out_mask = state.floats(h.channels_padded);
+  h.chunk = state.floats(h.hidden_padded + kPad);
+
+  h.front = take_panel(memory, precision, g.bins, g.channels);
+  for (const FoldedBlockView& source : folded.blocks) {
+    PackedBlock b{};
+    b.dilation = source.dilation;
+    b.history_rows = (g.taps - 1) * source.dilation + 1;
+    b.slope_in = source.slope_in ? *source.slope_in : 0.0f;
+    b.slope_dw = source.slope_dw ? *source.slope_dw : 0.0f;
+    if (g.gate_kind == GateKind::pooled) {
+      b.gate_reduce = memory.floats(int64_t{padded(g.gate_width)} * h.channels_padded + padded(g.gate_width));
+      b.gate_expand = take_panel(memory, Precision::float32, g.gate_width, h.gates_padded);
+    } else if (g.gate_kind == GateKind::constant) {
+      b.gate_expand.bias = memory.floats(h.gates_padded);
+    }
+    if (g.gates_hidden) {
+      b.b_out = memory.floats(h.channels_padded);
+      b.scale_out = memory.floats(h.channels_padded);
+      b.hidden_records = memory.take(h.hidden_stride * g.hidden, row_alignment);
+    } else {
+      b.w_in = take_panel(memory, precision, g.channels, g.hidden);
+      b.b_dw = memory.floats(h.hidden_padded);
+      b.w_dw = memory.floats(int64_t{h.hidden_padded} * g.taps);
+      if (!g.gates_out) b.w_out = take_panel(memory, precision, g.hidden, g.channels);
+    }
+    if (g.gates_out) b.out_records = memory.take(h.out_stride * g.channels, row_alignment);
+
+    b.history = state.floats(int64_t{h.hidden_padded} * b.history_rows);
+    if (g.gate_kind == GateKind::pooled) {
+      b.pool = state.floats(int64_t{h.channels_padded} * (g.pooling == Pooling::window ? g.window : 1));
+    }
+    b.bits = state.take(8 * int64_t{h.bit_words});
+    b.hidden_list = state.floats(h.hidden_padded + kPad);
+    b.out_list = state.floats(h.channels_padded + kPad);
+    b.kept = state.floats(kPad);
+    plan.blocks.push_back(b);
+  }
+  h.back = take_panel(memory, precision, g.channels, g.bins);
+  h.bytes = memory.end();
+  h.state_bytes = state.end();
+  return plan;
+}
+
+uint64_t checksum_of(const PackedHeader& header, const PackedBlock* blocks) {
+  PackedHeader copy;
+  std::memcpy(&copy, &header, sizeof(copy));  // with its padding bytes, which the packer has zeroed
+  copy.checksum = 0;
+  uint64_t hash = 0xcbf29ce484222325u;
+  const auto add = [&hash](const void* data, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3u;
+  };
+  add(&copy, sizeof(copy));
+  add(blocks, sizeof(PackedBlock) * header.geometry.blocks);
+  return hash;
+}
+
+// Element index of gate `gate` (outputs first, then hidden) in the padded vector of scores.
+int padded_gate(const PackedHeader& h, int gate) {
+  const int outputs = h.geometry.channels * h.geometry.gates_out;
+  return gate < outputs ? gate : h.channels_padded * h.geometry.gates_out + gate - outputs;
+}
+
+void fill_gate(Writer& writer, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
+  const Geometry& g = h.geometry;
+  float* scores = writer.floats(b.gate_expand.bias);
+  // A padded gate can never be kept, whatever the shift.
+  std::fill(scores, scores + h.gates_padded, -INFINITY);
+  for (int i = 0; i < h.gates; ++i) scores[padded_gate(h, i)] = source.gate_expand_bias[i];
+  if (g.gate_kind != GateKind::pooled) return;
+  float* reduce = writer.floats(b.gate_reduce);
+  for (int i = 0; i < g.gate_width; ++i) {
+    std::copy_n(source.gate_reduce + int64_t{i} * g.channels, g.channels, reduce + int64_t{i} * h.channels_padded);
+  }
+  std::copy_n(source.gate_reduce_bias, g.gate_width, reduce + int64_t{padded(g.gate_width)} * h.channels_padded);
+  float* expand = writer.floats(b.gate_expand.weights);
+  for (int i = 0; i < h.gates; ++i) {
+    const int64_t o = padded_gate(h, i), panel = o / kPanel * kPanel;
+    const int64_t width = std::min<int64_t>(kPanel, h.gates_padded - panel);
+    for (int j = 0; j < g.gate_width; ++j) {
+      expand[panel * g.gate_width + j * width + (o - panel)] = source.gate_expand[int64_t{i} * g.gate_width + j];
+    }
+  }
+}
+
+void fill_block(Writer& writer, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
+  const Geometry& g = h.geometry;
+  const bool is_int8 = h.precision == Precision::int8;
+  if (g.gate_kind != GateKind::none) fill_gate(writer, h, b, source);
+  if (g.gates_hidden) {
+    std::copy_n(source.b_out, g.channels, writer.floats(b.b_out));
+    std::vector<float> scale_out(g.channels, 1.0f);
+    for (int c = 0; c < g.channels && is_int8; ++c) {
+      // Over the finite weights only: one scale serves all hidden channels, and a poisoned one must not reach others.
+      float most = 0;
+      for (int i = 0; i < g.hidden; ++i) {
+        const float w = std::fabs(source.w_out[int64_t{c} * g.hidden + i]);
+        if (w > most) most = w;
+      }
+      scale_out[c] = most / 127.0f;
+    }
+    std::copy_n(scale_out.data(), g.channels, writer.floats(b.scale_out));
+    for (int i = 0; i < g.hidden; ++i) {
+      const int64_t record = b.hidden_records + i * h.hidden_stride;
+      const float* row = source.w_in + int64_t{i} * g.channels;
+      const float scale = is_int8 ? int8_scale(row, g.channels, 1) : 1.0f;
+      for (int c = 0; c < g.channels; ++c) {
+        writer.weight(record, c, row[c], scale);
+        writer.weight(record + h.hidden_column, c, source.w_out[int64_t{c} * g.hidden + i], scale_out[c]);
+      }
+      float* tail = writer.floats(record + h.hidden_tail);
+      tail[0] = source.b_in[i];
+      tail[1] = source.b_dw[i];
+      tail[2] = scale;
+      std::copy_n(source.w_dw + int64_t{i} * g.taps, g.taps, tail + kHiddenTailFloats);
+    }
+  } else {
+    fill_panel(writer, b.w_in, source.w_in, source.b_in, is_int8);
+    std::copy_n(source.b_dw, g.hidden, writer.floats(b.b_dw));
+    for (int i = 0; i < g.hidden; ++i) {
+      for (int k = 0; k < g.taps; ++k) {
+        writer.floats(b.w_dw)[int64_t{k} * h.hidden_padded + i] = source.w_dw[int64_t{i} * g.taps + k];
+      }
+    }
+    if (!g.gates_out) fill_panel(writer, b.w_out, source.w_out, source.b_out, is_int8);
+  }
+  if (g.gates_out) {
+    for (int c = 0; c < g.channels; ++c) {
+      const int64_t record = b.out_records + c * h.out_stride;
+      const float* row = source.w_out + int64_t{c} * g.hidden;
+      const float scale = is_int8 ? int8_scale(row, g.hidden, 1) : 1.0f;
+      for (int i = 0; i < g.hidden; ++i) writer.weight(record, i, row[i], scale);
+      float* tail = writer.floats(record + h.out_tail);
+      tail[0] = source.b_out[c];
+      tail[1] = scale;
+    }
+  }
+}
+
+// The square root of the periodic Hann window; exp(-2 pi i p k / n) for the passes of the complex transform of half the
+// size, in the order in which kernels/stream_transform.cpp reads them; exp(-2 pi i k / n_fft) for its real part.
+void fill_transform(Writer& writer, const PackedHeader& h) {
+  const int size = h.geometry.n_fft, half = size / 2;
+  const double turn = 2 * 3.14159265358979323846;
+  for (int i = 0; i < size; ++i) {
+    writer.floats(h.window)[i] = static_cast<float>(std::sqrt(0.5 - 0.5 * std::cos(turn * i / size)));
+  }
+  float* out = writer.floats(h.twiddles);
+  for (int n = half; n >= 4; n /= 4) {
+    const int quarter = n / 4;
+    for (int k = 1; k <= 3; ++k) {
+      for (int p = 0; p < quarter; ++p) {
+        *out = static_cast<float>(std::cos(turn * p * k / n));
+        out[quarter] = static_cast<float>(-std::sin(turn * p * k / n));
+        ++out;
+      }
+      out += quarter;
+    }
+  }
+  float* real = writer.floats(h.real_twiddles);
+  for (int k = 0; k <= half / 2; ++k) {
+    real[k] = static_cast<float>(std::cos(turn * k / size));
+    real[half / 2 + kPad + k] = static_cast<float>(-std::sin(turn * k / size));
+  }
+}
+
+void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
+  if (value < least || value > most) {
+    throw std::invalid_argument(std::string("model: ") + name + " must be between " + std::to_string(least) + " and " +
+                                std::to_string(most) + " (got " + std::to_string(value) + ")");
+  }
+}
+
+}  // namespace
+
+Precision precision_named(const std::string& name) {
+  for (int i = 0; i < 4; ++i) {
+    if (name == kPrecisionNames[i]) return static_cast<Precision>(i);
+  }
+  throw std::invalid_argument("precision must be float32, float16, bfloat16 or int8 (got " + name + ")");
+}
+
+const char* precision_name(Precision precision) { return kPrecisionNames[static_cast<int>(precision)]; }
+
+void check_geometry(const Geometry& g) {
+  check_range("bins", g.bins, 1, 1 << 16);
+  check_range("channels", g.channels, 1, 1 << 13);
+  check_range("hidden", g.hidden, 1, 1 << 14);
+  check_range("kernel_size", g.taps, 1, 64);
+  check_range("blocks", g.blocks, 0, 1 << 10);
+  check_range("n_fft", g.n_fft, 2, 1 << 17);
+  check_range("hop", g.hop, 1, g.n_fft / 2);
+  check_range("n_fft % hop", g.n_fft % g.hop, 0, 0);
+  check_range("bins - n_fft / 2", g.bins - g.n_fft / 2, 1, 1);
+  check_range("sample_rate", g.sample_rate, 1, 1 << 24);
+  if (!(g.compression > 0.0f && g.compression <= 4.0f)) {
+    throw std::invalid_argument("model: compression must be above 0 and at most 4");
+  }
+  if (g.gate_kind == GateKind::pooled) {
+    check_range("gate_hidden", g.gate_width, 1, 1 << 10);
+    check_range("gate_window", g.window, 1, 1 << 14);
+  }
+}
+
+int64_t packed_bytes(const FoldedView& folded, Precision precision, int64_t row_alignment) {
+  return plan_model(folded, precision, row_alignment).header.bytes;
+}
+
+void pack_model(const FoldedView& folded, Precision precision, void* packed, int64_t row_alignment) {
+  const Plan plan = plan_model(folded, precision, row_alignment);
+  std::memset(packed, 0, plan.header.bytes);
+  char* base = static_cast<char*>(packed);
+  Writer writer(precision, base);
+  const bool is_int8 = precision == Precision::int8;
+  fill_panel(writer, plan.header.front, folded.front_weight, folded.front_bias, is_int8);
+  for (size_t i = 0; i < plan.blocks.size(); ++i) {
+    fill_block(writer, plan.header, plan.blocks[i], folded.blocks[i]);
+  }
+  fill_panel(writer, plan.header.back, folded.back_weight, folded.back_bias, is_int8);
+  if (plan.header.has_transform) fill_transform(writer, plan.header);
+  std::memcpy(base, &plan.header, sizeof(PackedHeader));
+  std::memcpy(base + sizeof(PackedHeader), plan.blocks.data(), sizeof(PackedBlock) * plan.blocks.size());
+  auto* header = reinterpret_cast<PackedHeader*>(base);
+  header->checksum = checksum_of(*header, packed_blocks(*header));
+}
+
+const PackedHeader& checked_model(const void* packed, int64_t bytes) {
+  const auto* header = static_cast<const PackedHeader*>(packed);
+  if (reinterpret_cast<uintptr_t>(packed) % kLine != 0) {
+    throw std::invalid_argument("packed must be 64-byte aligned (a slice or a view is not)");
+  }
+  const bool has_header = bytes >= static_cast<int64_t>(sizeof(PackedHeader)) &&
+                          std::memcmp(header->magic, kMagic, sizeof(kMagic)) == 0 && header->bytes == bytes;
+  const int64_t table = has_header ? header->geometry.blocks * static_cast<int64_t>(sizeof(PackedBlock)) : 0;
+  if (!has_header || header->geometry.blocks < 0 || table > bytes - static_cast<int64_t>(sizeof(PackedHeader)) ||
+      checksum_of(*header, packed_blocks(*header)) != header->checksum) {
+    throw std::invalid_argument("packed must be a packed model, whole and unchanged (got " + std::to_string(bytes) +
+                                " other bytes)");
+  }
+  return *header;
+}
+
+}  // namespace dyncp
