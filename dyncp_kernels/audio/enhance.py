@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -18,6 +18,14 @@ Samples = TypeVar("Samples", Tensor, "np.ndarray[Any, Any]")
 __all__ = ["budget_shift", "checked_samples", "enhance", "model_device"]
 
 
+@overload
+def enhance(
+    model: nn.Module, samples: Samples, *, budget: float | None = ..., return_gates: Literal[False] = ...
+) -> Samples: ...
+@overload
+def enhance(
+    model: nn.Module, samples: Samples, *, budget: float | None = ..., return_gates: Literal[True]
+) -> tuple[Samples, list[BlockGates]]: ...
 def enhance(
     model: nn.Module, samples: Samples, *, budget: float | None = None, return_gates: bool = False
 ) -> Samples | tuple[Samples, list[BlockGates]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -79,6 +79,10 @@ class StreamingEnhancer:
         """Frames processed since the start or the last reset."""
         return self._frames
 
+    @overload
+    def push(self, samples: Samples, *, return_gates: Literal[False] = ...) -> Samples: ...
+    @overload
+    def push(self, samples: Samples, *, return_gates: Literal[True]) -> tuple[Samples, list[BlockGates]]: ...
     def push(self, samples: Samples, *, return_gates: bool = False) -> Samples | tuple[Samples, list[BlockGates]]:
         """Take any number of samples, return those that are finished: whole hops.
 

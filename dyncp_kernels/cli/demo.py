@@ -1,0 +1,103 @@
+"""``dyncp demo``: hear, see and time dynamic channel pruning on one clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dyncp_kernels.evaluation.demonstration import Demonstration
+
+__all__ = ["demo"]
+
+
+def demo(
+    audio: Annotated[Path | None, typer.Argument(help="Noisy recording; default the clip that comes along.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for audio and figure.")] = Path("demo-out"),
+    clean: Annotated[Path | None, typer.Option(help="Clean reference of AUDIO, for PESQ.")] = None,
+    static: Annotated[str | None, typer.Option(help="Network without gates: a shipped name or a path.")] = None,
+    pruned: Annotated[str | None, typer.Option(help="Network with gates: a shipped name or a path.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, streaming and offline each.")] = 4.0,
+) -> None:
+    """Enhance a clip with the static and the pruned network; write audio and a figure; compare MACs and time.
+
+    AUDIO may have any rate and any number of channels, which are mixed to one.
+    """
+    from rich.console import Console
+
+    from dyncp_kernels.audio.files import read_audio
+    from dyncp_kernels.cli.default_models import pruned_model, static_model
+    from dyncp_kernels.evaluation.demonstration import demonstrate
+    from dyncp_kernels.nn.files import load
+
+    console = Console(highlight=False)
+    try:
+        networks = {"static": load(static or static_model()), "pruned": load(pruned or pruned_model())}
+        rate = networks["static"].config.sample_rate
+        if audio is None:
+            folder = Path(__file__).resolve().parent.parent / "demo_clip"
+            audio, clean = folder / "noisy.flac", clean or folder / "clean.flac"
+        with console.status("reading") as status:
+            result = demonstrate(
+                networks,
+                read_audio(audio, rate),
+                out,
+                clean=None if clean is None else read_audio(clean, rate),
+                timing_seconds=seconds,
+                on_stage=status.update,
+            )
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        typer.echo(f"dyncp demo: {error}", err=True)
+        raise typer.Exit(1) from None
+    _print(console, result, audio)
+
+
+def _print(console: Any, result: Demonstration, audio: Path) -> None:
+    from rich.table import Table
+
+    from dyncp_kernels._extension import instruction_set
+    from dyncp_kernels.cli.environment import implementation
+
+    static, pruned = result.models["static"], result.models["pruned"]
+    threads = static.time.threads
+    compiled = implementation("CPU") == "compiled"
+    kernels = f"compiled kernels, {instruction_set()}" if compiled else "PyTorch reference: nothing is skipped"
+    table = Table(
+        "",
+        "channels kept",
+        "MACs / frame",
+        "streaming, 1 thread\nµs / frame",
+        f"offline, {threads} thread{'s' * (threads > 1)}\nµs / frame",
+        "wideband\nPESQ",
+        title=f"{audio.name}: {result.seconds:.1f} s, frames of 16 ms; {kernels}",
+        caption="Median times from features to mask, gate networks and index lists included, networks taking turns; "
+        "outputs checked in the same run.",
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def score(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    table.add_row("noisy", "", "", "", "", score(result.noisy_pesq))
+    for name, row in result.models.items():
+        table.add_row(
+            name,
+            f"{row.usage:.1%}",
+            f"{row.macs_per_frame:,.0f}",
+            f"{row.time.streaming:,.1f}",
+            f"{row.time.offline:,.1f}",
+            score(row.pesq),
+        )
+    table.add_section()
+    savings = (
+        pruned.macs_per_frame / static.macs_per_frame,
+        pruned.time.streaming / static.time.streaming,
+        pruned.time.offline / static.time.offline,
+    )
+    table.add_row("saving", "", *(f"{1 - ratio:.1%}" for ratio in savings), "")
+    console.print(table)
+    for path in result.files:
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,17 @@
+import pytest
+
+from dyncp_kernels.cli.default_models import pruned_model, static_model
+from dyncp_kernels.nn import ConvFSENet, files, save
+
+
+def test_models_are_chosen_by_geometry(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MODELS", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"a model with gates at none must be shipped \(got \[\]\)"):
+        static_model()
+    save(ConvFSENet(hidden=76), tmp_path / "a-narrow")
+    save(ConvFSENet(site="hidden"), tmp_path / "b-hidden")
+    save(ConvFSENet(site="output"), tmp_path / "c-output")
+    save(ConvFSENet(site="output", gate_per="static"), tmp_path / "b-frozen")
+    save(ConvFSENet(), tmp_path / "d-dense")
+    assert static_model() == "d-dense"
+    assert pruned_model() == "c-output"
