@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ def calibrate(
     was_training = model.training
     model.eval()
     scores: list[Tensor] = []
-    hooks = [block.gate.register_forward_pre_hook(_collector(scores)) for block in model.blocks]
+    gates = [block.gate for block in model.blocks if block.gate is not None]
+    hooks = [gate.register_forward_pre_hook(_collector(scores)) for gate in gates]
     try:
         for clip in features:
             model(clip)
@@ -59,10 +61,10 @@ def calibrate(
     return rising
 
 
-def _collector(scores: list[Tensor]):
-    def collect(gate: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+def _collector(scores: list[Tensor]) -> Callable[[Any, tuple[Tensor, ...]], None]:
+    def collect(gate: Any, args: tuple[Tensor, ...]) -> None:
         # A thousand draws per gate and clip are plenty for quantiles.
-        flat = gate.scores(args[0]).flatten()  # type: ignore[operator]
+        flat = gate.scores(args[0]).flatten()
         scores.append(flat[:: max(len(flat) // 1000, 1)])
 
     return collect

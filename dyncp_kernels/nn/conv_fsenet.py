@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ class ConvFSENet(nn.Module):
         self.config = config = ConvFSENetConfig.from_dict(values)
         self.calibration: list[tuple[float, float]] = []
         self.front = Pointwise(config.bins, config.channels)
-        self.blocks = nn.ModuleList(
+        blocks = [
             GatedBlock(
                 config.channels,
                 config.hidden,
@@ -70,7 +70,8 @@ class ConvFSENet(nn.Module):
             )
             for _ in range(config.stacks)
             for dilation in config.dilations
-        )
+        ]
+        self.blocks = cast("list[GatedBlock]", nn.ModuleList(blocks))
         self.back = Pointwise(config.channels, config.bins)
 
     @property

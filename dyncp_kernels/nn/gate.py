@@ -127,6 +127,8 @@ class ChannelGate(nn.Module):
         slope: slope of the surrogate.
     """
 
+    pool: GatePool
+
     def __init__(
         self,
         channels: int,
@@ -174,6 +176,10 @@ class ChannelGate(nn.Module):
         surrogate = "sigmoid" if self.surrogate == "gumbel" and not self.training else self.surrogate
         return binarize(scores, surrogate, self.slope)
 
+    def initial_state(self, batch: int, like: Tensor) -> dict[str, Tensor]:
+        """Pooling state before the first frame, with the dtype and device of ``like``."""
+        return self.pool.initial_state(batch, self.channels, like)
+
     def step(self, x: Tensor, state: dict[str, Tensor], shift: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Boolean gates (B, G) of one frame ``x`` (B, C), and the next pooling state.
 
@@ -213,6 +219,10 @@ class StaticGate(nn.Module):
         """Binary gates (B, G, 1), floating point with the surrogate's gradient."""
         surrogate = "sigmoid" if self.surrogate == "gumbel" and not self.training else self.surrogate
         return binarize(self.scores(x) + shift, surrogate, self.slope)
+
+    def initial_state(self, batch: int, like: Tensor) -> dict[str, Tensor]:
+        """Nothing to remember."""
+        return {}
 
     def step(self, x: Tensor, state: dict[str, Tensor], shift: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Boolean gates (B, G); the state passes through."""

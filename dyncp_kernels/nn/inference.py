@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +155,7 @@ class InferenceConvFSENet(nn.Module):
         super().__init__()
         self.config = config
         self.calibration = calibration
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = cast("list[FoldedBlock]", nn.ModuleList(blocks))
         for name, tensor in zip(("front_weight", "front_bias", "back_weight", "back_bias"), (*front, *back)):
             self.register_buffer(name, tensor.detach().clone())
         self.eval()
@@ -165,7 +165,7 @@ class InferenceConvFSENet(nn.Module):
         """Fold a trained network; the trained one stays as it is."""
         return cls(
             model.config,
-            [FoldedBlock(block) for block in model.blocks],  # type: ignore[arg-type]
+            [FoldedBlock(block) for block in model.blocks],
             (model.front.weight, model.front.bias),
             (model.back.weight, model.back.bias),
             list(model.calibration),
@@ -202,11 +202,9 @@ class InferenceConvFSENet(nn.Module):
             )
         histories, pools = [], []
         for block in self.blocks:
-            hidden, taps = block.w_dw.shape  # type: ignore[union-attr,misc]
-            histories.append(block.w_dw.new_zeros(batch, hidden, (taps - 1) * block.dilation))  # type: ignore[union-attr,operator]
-            gate = block.gate
-            is_pooled = isinstance(gate, ChannelGate)
-            pools.append(gate.pool.initial_state(batch, gate.channels, self.front_weight) if is_pooled else {})
+            hidden, taps = block.w_dw.shape
+            histories.append(block.w_dw.new_zeros(batch, hidden, (taps - 1) * block.dilation))
+            pools.append({} if block.gate is None else block.gate.initial_state(batch, self.front_weight))
         return StreamState(histories, pools)
 
     def step(
@@ -230,7 +228,7 @@ class InferenceConvFSENet(nn.Module):
         x = F.relu(F.linear(frame, self.front_weight, self.front_bias))
         histories, pools, gates = [], [], []
         for block, history, pool in zip(self.blocks, state.histories, state.pools):
-            x, history, pool, used = block.step(x, history, pool, shift)  # type: ignore[operator]
+            x, history, pool, used = block.step(x, history, pool, shift)
             histories.append(history)
             pools.append(pool)
             gates.append(used)

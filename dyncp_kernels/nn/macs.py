@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dyncp_kernels.nn.block import BlockGates
@@ -49,17 +50,13 @@ def macs_from_gates(config: ConvFSENetConfig, gates: Sequence[BlockGates]) -> fl
     """
     total = float(2 * config.bins * config.channels)
     for block in gates:
-        hidden = _kept(block.hidden, config.hidden)
-        out = _kept(block.out, config.channels)
-        if isinstance(hidden, Tensor) or isinstance(out, Tensor):
-            # Products of the two counts are taken frame by frame before averaging; a block that keeps no hidden
-            # channel at a frame costs nothing there.
-            total += float((hidden * (config.channels + config.kernel_size + out)).mean())
-        else:
-            total += block_macs(config, hidden, out)
+        hidden, out = _kept(block.hidden, config.hidden), _kept(block.out, config.channels)
+        # The product of the two counts is taken frame by frame before averaging; a block that keeps no hidden channel
+        # at a frame costs nothing there.
+        total += float((hidden * (config.channels + config.kernel_size + out)).mean())
         total += gate_macs(config)
     return total
 
 
-def _kept(gate: Tensor | None, channels: int) -> Tensor | int:
-    return channels if gate is None else (gate != 0).double().sum(1)
+def _kept(gate: Tensor | None, channels: int) -> Tensor:
+    return torch.tensor(float(channels)) if gate is None else (gate != 0).double().sum(1)

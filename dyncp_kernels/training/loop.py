@@ -94,7 +94,9 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         clean, noise = augment(clean, noise, self.config.data, generator)
         spectra = stft(torch.stack([clean + noise, clean]), model.n_fft, model.hop)
-        return Batch(features(spectra[0], model.compression), spectral_target(*spectra, active_level(clean)))
+        return Batch(
+            features(spectra[0], model.compression), spectral_target(spectra[0], spectra[1], active_level(clean))
+        )
 
     def _losses(self, batch: Batch, usage_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
@@ -248,9 +250,10 @@ class Trainer:
         if not ready or scores["valid_pesq"] <= self.best_pesq:
             return
         self.best_pesq = scores["valid_pesq"]
-        info = {"step": self.step, "validation": scores, "training": self.config.to_dict()}
-        info["training"].pop("data")
-        save(self.model, self.folder / "best", info)
+        training = self.config.to_dict()
+        # Where the data lay on this machine is nobody's business; what it was belongs in the model card.
+        del training["data"]
+        save(self.model, self.folder / "best", {"step": self.step, "validation": scores, "training": training})
 
 
 def train(config: TrainConfig, folder: str | Path, progress: bool = True) -> Path:

@@ -90,7 +90,7 @@ def usage(gates: Sequence[BlockGates]) -> Tensor:
     return torch.stack([site.float().mean() for block in gates for site in block if site is not None])
 
 
-def dcp_loss(gates: Sequence[BlockGates], target: float) -> Tensor:
+def dcp_loss(gates: Sequence[BlockGates], target: float | Tensor) -> Tensor:
     """L_DCP: mean over blocks (and sites) of (usage - target)^2.
 
     Args:
