@@ -74,4 +74,26 @@ void gated_conv(const GatedConv& call, void* y, ParallelFor parallel_for);
 // One frame: x is (batch, channels), gates have no frames; y: (batch, out_channels), contiguous.
 void gated_conv_step(const GatedConv& call, const History& history, void* y, ParallelFor parallel_for);
 
+// Where the gradients go: contiguous, in the dtype of the call; null where one is not wanted.
+struct GatedConvGradients {
+  void* x = nullptr;
+  void* hidden_gate = nullptr;  // (batch, hidden, hidden_gate_frames)
+  void* out_gate = nullptr;     // (batch, out_channels, out_gate_frames)
+  void* w_in = nullptr;
+  void* b_in = nullptr;
+  void* w_dw = nullptr;
+  void* b_dw = nullptr;
+  void* w_out = nullptr;
+  void* b_out = nullptr;
+  void* slope_in = nullptr;
+  void* slope_dw = nullptr;
+  int64_t hidden_gate_frames = 1;  // 1, or frames
+  int64_t out_gate_frames = 1;
+};
+
+// grad: gradient of y, contiguous.  Weights of pruned channels get zeros and are not read, unless the gradient of a
+// floating gate is wanted: it needs the values that the gate closed.  Sums have a fixed order.
+void gated_conv_backward(const GatedConv& call, const void* grad, const GatedConvGradients& gradients,
+                         ParallelFor parallel_for);
+
 }  // namespace dyncp

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
+#include <vector>
 
 #include "torch/block_call.h"
 #include "torch/checks.h"
@@ -12,6 +13,7 @@
 namespace dyncp::binding {
 namespace {
 
+using torch::headeronly::ScalarType;
 using Maybe = std::optional<Tensor>;
 
 Tensor gated_conv(const Tensor& x, const Maybe& hidden_gate, const Maybe& out_gate, const Maybe& w_in,
@@ -24,6 +26,59 @@ Tensor gated_conv(const Tensor& x, const Maybe& hidden_gate, const Maybe& out_ga
   const BlockCall block(arguments);
   dyncp::gated_conv(block.call(), y.mutable_data_ptr(), torch_parallel_for);
   return y;
+}
+
+// Gradients in the order of the arguments; those that nobody wants are empty tensors.
+class Gradients {
+ public:
+  Gradients(const Tensor& x, int64_t wanted) : x_(x), wanted_(wanted) {}
+
+  void* add(const Maybe& argument) {
+    const int64_t bit = static_cast<int64_t>(tensors_.size());
+    const bool want = (wanted_ >> bit & 1) != 0 && argument && argument->scalar_type() != ScalarType::Bool;
+    tensors_.push_back(want ? torch::stable::new_empty(x_, argument->sizes()) : torch::stable::new_empty(x_, {0}));
+    return want ? tensors_.back().mutable_data_ptr() : nullptr;
+  }
+
+  const std::vector<Tensor>& tensors() const { return tensors_; }
+
+ private:
+  const Tensor& x_;
+  int64_t wanted_;
+  std::vector<Tensor> tensors_;
+};
+
+using ElevenTensors =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+ElevenTensors gated_conv_backward(const Tensor& grad, const Tensor& x, const Maybe& hidden_gate, const Maybe& out_gate,
+                                  const Maybe& w_in, const Maybe& b_in, const Tensor& w_dw, const Maybe& b_dw,
+                                  const Tensor& w_out, const Maybe& b_out, const Maybe& slope_in, const Maybe& slope_dw,
+                                  int64_t dilation, bool causal, bool residual, int64_t wanted) {
+  const BlockArguments arguments{x,     hidden_gate, out_gate, w_in,     b_in,     w_dw,   b_dw,
+                                 w_out, b_out,       slope_in, slope_dw, dilation, causal, residual};
+  check_block("gated_conv_backward", arguments);
+  check_grad("gated_conv_backward", grad, arguments);
+  Gradients results(x, wanted);
+  GatedConvGradients to;
+  to.x = results.add(x);
+  to.hidden_gate = results.add(hidden_gate);
+  to.out_gate = results.add(out_gate);
+  to.w_in = results.add(w_in);
+  to.b_in = results.add(b_in);
+  to.w_dw = results.add(w_dw);
+  to.b_dw = results.add(b_dw);
+  to.w_out = results.add(w_out);
+  to.b_out = results.add(b_out);
+  to.slope_in = results.add(slope_in);
+  to.slope_dw = results.add(slope_dw);
+  if (hidden_gate) to.hidden_gate_frames = hidden_gate->size(2);
+  if (out_gate) to.out_gate_frames = out_gate->size(2);
+  const BlockCall block(arguments);
+  const Tensor dense = torch::stable::contiguous(grad);
+  dyncp::gated_conv_backward(block.call(), dense.const_data_ptr(), to, torch_parallel_for);
+  const std::vector<Tensor>& t = results.tensors();
+  return {t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10]};
 }
 
 Tensor run_step(const BlockArguments& arguments, const Tensor& after) {
@@ -68,6 +123,7 @@ Tensor gated_conv_step_in_place(const Tensor& x, const Tensor& history, const Ma
 
 STABLE_TORCH_LIBRARY_IMPL(dyncp, CPU, library) {
   library.impl("gated_conv", TORCH_BOX(&gated_conv));
+  library.impl("gated_conv_backward", TORCH_BOX(&gated_conv_backward));
   library.impl("gated_conv_step", TORCH_BOX(&gated_conv_step));
   library.impl("gated_conv_step_", TORCH_BOX(&gated_conv_step_in_place));
 }

@@ -103,7 +103,7 @@ def _run_reference_backward(
     arguments = _filled(tensors)
     check_block("gated_conv_backward", x, *arguments, dilation=dilation, causal=causal, residual=residual)
     check_grad("gated_conv_backward", grad, x, arguments[6])
-    inputs = [None if tensor is None else tensor.detach() for tensor in (x, *arguments)]
+    inputs: list[Any] = [None if tensor is None else tensor.detach() for tensor in (x, *arguments)]
     needed = [
         tensor.requires_grad_()
         for i, tensor in enumerate(inputs)
@@ -111,7 +111,10 @@ def _run_reference_backward(
     ]
     with torch.enable_grad():
         y = gated_conv_reference(*inputs, dilation=dilation, causal=causal, residual=residual)
-    gradients = iter(torch.autograd.grad(y, needed, grad, allow_unused=True, materialize_grads=True) if needed else ())
+    if y.requires_grad:
+        gradients = iter(torch.autograd.grad(y, needed, grad, allow_unused=True, materialize_grads=True))
+    else:
+        gradients = iter([torch.zeros_like(tensor) for tensor in needed])
     return tuple(
         next(gradients) if tensor is not None and tensor.requires_grad else x.new_empty(0) for tensor in inputs
     )

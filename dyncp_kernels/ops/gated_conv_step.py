@@ -99,7 +99,7 @@ def _checked(
     op: str, x: Tensor, history: Tensor, tensors: tuple[Tensor | None, ...], dilation: int, residual: bool
 ) -> tuple[Any, ...]:
     """The tensors after history, with the slopes that the caller left out, after the checks."""
-    arguments = tensors + (None,) * (_TENSORS - len(tensors))
+    arguments: tuple[Any, ...] = tensors + (None,) * (_TENSORS - len(tensors))
     check_block(op, x, *arguments, dilation=dilation, causal=True, residual=residual, history=history)
     return arguments
 

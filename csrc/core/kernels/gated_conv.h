@@ -24,7 +24,21 @@ struct GatedConvStepKernels {
   void (*items)(const GatedConv& call, const History& history, void* y, int64_t begin, int64_t end, void* scratch);
 };
 
+// The backward runs in phases; units of one phase are independent, and each phase needs the ones before it.
+// Calls are float or double here.
+struct GatedConvBackwardKernels {
+  int phases;
+  int64_t (*units)(const GatedConv& call, const GatedConvGradients& gradients, int phase);
+  int64_t (*workspace_bytes)(const GatedConv& call, const GatedConvGradients& gradients);
+  int64_t (*scratch_bytes)(const GatedConv& call);
+  void (*run)(const GatedConv& call, const void* grad, const GatedConvGradients& gradients, void* workspace, int phase,
+              int64_t begin, int64_t end, void* scratch);
+  // Rounds count floats to a 16-bit dtype.
+  void (*narrow)(DType dtype, const float* source, void* target, int64_t count);
+};
+
 }  // namespace dyncp
 
 DYNCP_DECLARE_KERNELS(GatedConvKernels, gated_conv_kernels)
 DYNCP_DECLARE_KERNELS(GatedConvStepKernels, gated_conv_step_kernels)
+DYNCP_DECLARE_KERNELS(GatedConvBackwardKernels, gated_conv_backward_kernels)

@@ -102,6 +102,10 @@ struct ItemGate {
     if (bools != nullptr) {
       if (open == Openness::all) return;
       const uint8_t* gate = bools + channel * channel_stride + frame * frame_stride;
+      if (is_constant()) {
+        if (!is_open(*gate)) __builtin_memset(row, 0, count * sizeof(T));
+        return;
+      }
       uint8_t padded[kTile] = {};
       const bool whole = count % lanes == 0;
       if (!whole) __builtin_memcpy(padded, gate, count);
