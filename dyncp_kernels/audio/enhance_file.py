@@ -31,14 +31,14 @@ class EnhancedFile:
     Attributes:
         seconds: duration of the audio.
         elapsed: seconds spent on resampling and enhancing, without reading and writing.
-        usage: share of the gated channels that were computed; 1.0 for a model without gates.
+        usage: share of the gated channels that were computed; None for a model without gates.
         macs_saved: share of the MACs of the same network without gates that was not computed, gate networks counted.
         notes: warnings from writing, such as a level that had to be lowered.
     """
 
     seconds: float
     elapsed: float
-    usage: float
+    usage: float | None
     macs_saved: float
     notes: tuple[str, ...]
 
@@ -142,8 +142,8 @@ class _Tally:
         self._frames += frames
 
     @property
-    def usage(self) -> float:
-        return self._kept / self._gates if self._gates else 1.0
+    def usage(self) -> float | None:
+        return self._kept / self._gates if self._gates else None
 
     @property
     def macs_saved(self) -> float:

@@ -22,6 +22,7 @@ def enhance(
 
     Files that cannot be used get a line each, the others go on, and the exit status is 1.
     """
+    import torch
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -39,6 +40,7 @@ def enhance(
         budget_shift(network, budget)
         if stream:
             network.initial_state()
+            torch.set_num_threads(1)  # one frame is too little work to share: waiting for each other costs more
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         fail(error)
         raise typer.Exit(1) from None
@@ -76,9 +78,13 @@ def enhance(
                 bar.console.print(f"dyncp enhance: {error}", markup=False, highlight=False, soft_wrap=True)
                 continue
             written.add(target)
+            gates = (
+                "no gates"
+                if result.usage is None
+                else f"{result.usage:.1%} of the gated channels used, {result.macs_saved:.1%} of the MACs saved"
+            )
             console.print(
-                f"{target}: {result.seconds:.2f} s, real-time factor {result.real_time_factor:.4f}, "
-                f"{result.usage:.1%} of the gated channels used, {result.macs_saved:.1%} of the MACs saved",
+                f"{target}: {result.seconds:.2f} s, real-time factor {result.real_time_factor:.4f}, {gates}",
                 markup=False,
             )
             for note in result.notes:

@@ -28,6 +28,13 @@ def noise(seconds, rate=16000, channels=None, seed=0):
     return 0.1 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def dyncp(*arguments):
     return CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
 
@@ -48,6 +55,13 @@ def test_the_line_of_a_file_states_duration_speed_usage_and_saving(tmp_path, mod
     # gates that keep everything cost their own network on top
     gates = 3 * 8 * (16 + 16) / (2 * 257 * 16 + 3 * 24 * (16 + 3 + 16))
     assert f"100.0% of the gated channels used, {-gates:.1%} of the MACs saved" in result.output
+
+
+def test_a_model_without_gates_says_so(tmp_path):
+    path = save(ConvFSENet(channels=8, hidden=8, stacks=1), tmp_path / "plain")
+    write_audio(tmp_path / "in.wav", noise(0.3), 16000)
+    result = dyncp("enhance", tmp_path / "in.wav", "-o", tmp_path / "out.wav", "--model", path)
+    assert "no gates" in result.output
 
 
 def test_streaming_gives_the_same_file(tmp_path, model_path):
