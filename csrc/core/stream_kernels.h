@@ -11,8 +11,7 @@ namespace dyncp {
 
 struct StreamKernels {
   // One frame of features (bins) to a mask (bins); the gates stay in the state as bits.
-  void (*step)(const PackedHeader& model, void* state, const float* features, float shift, Crossover crossover,
-               float* mask);
+  void (*step)(const PackedHeader& model, void* state, const float* features, float shift, float* mask);
   // One hop of samples to the spectrum and the features in the state.
   void (*analyse)(const PackedHeader& model, void* state, const float* samples);
   // The masked spectrum to one hop of samples.

@@ -63,7 +63,9 @@ struct PackedBlock {
   int64_t b_out, scale_out;  // with hidden gates: [channels]
   int64_t gate_reduce;       // rows [gate_width][channels], then bias [gate_width]
   PanelMatrix gate_expand;   // inputs gate_width, outputs all gates; for a constant gate only bias, the scores
-  int64_t history, pool, bits, hidden_list, out_list, kept;  // byte offsets into the state
+  // Byte offsets into the state: gates as 16 bits per vector of scores, then what is derived from them when they
+  // change.
+  int64_t history, pool, bits, hidden_list, out_list, hidden_mask, out_mask;
 };
 
 struct PackedHeader {
@@ -72,15 +74,25 @@ struct PackedHeader {
   uint64_t checksum;  // of header and block table, this field as 0
   Precision precision;
   Geometry geometry;
-  int32_t channels_padded, hidden_padded, bins_padded, gates, gates_padded, bit_words;
+  int32_t channels_padded, hidden_padded, bins_padded, gates, gates_padded;
   int64_t hidden_stride, hidden_tail, hidden_column;  // bytes of a record, and from its start to the tail and column
   int64_t out_stride, out_tail;
   PanelMatrix front, back;
   int32_t has_transform;                    // n_fft is a power of two that the core transforms
   int64_t window, twiddles, real_twiddles;  // tables of the transform
   int64_t state_bytes;                      // of one stream
-  int64_t x, branch, hidden_values, pooled, gate_values, features, mask, hidden_mask, out_mask, chunk;  // state offsets
-  int64_t samples, tail, work, spectrum;  // state offsets of the transform
+  int64_t x, branch, hidden_values, pooled, gate_values, features, mask, kept;  // state offsets
+  int64_t samples, tail, work, spectrum;                                        // state offsets of the transform
+};
+
+// Kept channels of a block, in the state: an array of these.
+struct Kept {
+  int32_t hidden, out;
+};
+
+// Densities above which the path that reads every row of a site is used; below, only kept rows are read.
+struct Crossover {
+  float hidden, out;
 };
 
 struct StateHeader {
@@ -88,6 +100,7 @@ struct StateHeader {
   uint64_t model_checksum;
   int64_t bytes;
   int64_t frames;  // since the start or the last reset
+  Crossover crossover;
 };
 
 inline const PackedBlock* packed_blocks(const PackedHeader& model) {
@@ -102,10 +115,5 @@ template <class T>
 inline const T* at(const void* base, int64_t offset) {
   return reinterpret_cast<const T*>(static_cast<const char*>(base) + offset);
 }
-
-// Densities above which the path that reads every row of a site is used; below, only kept rows are read.
-struct Crossover {
-  float hidden, out;
-};
 
 }  // namespace dyncp

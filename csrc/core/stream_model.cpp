@@ -148,7 +148,6 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   h.gates = g.channels * g.gates_out + g.hidden * g.gates_hidden;
   // Each site starts on a fresh vector, so its gates never share one with the other site's.
   h.gates_padded = h.channels_padded * g.gates_out + h.hidden_padded * g.gates_hidden;
-  h.bit_words = (h.gates_padded + 63) / 64;
   const int element = element_bytes(precision);
   h.hidden_tail = rounded_up(int64_t{h.channels_padded} * element, kLine);
   h.hidden_column = h.hidden_tail + rounded_up((kHiddenTailFloats + g.taps) * 4, kLine);
@@ -171,13 +170,11 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   h.features = state.floats(h.bins_padded);
   h.mask = state.floats(h.bins_padded);
   h.x = state.floats(h.channels_padded);
-  h.branch = state.floats(h.channels_padded);
+  h.branch = state.floats(h.channels_padded + h.hidden_padded);
   h.hidden_values = state.floats(h.hidden_padded + kPad);
   h.pooled = state.floats(h.channels_padded);
   h.gate_values = state.floats(std::max(h.gates_padded, kPad) + padded(g.gate_width));
-  h.hidden_mask = state.floats(h.hidden_padded);
-  h.out_mask = state.floats(h.channels_padded);
-  h.chunk = state.floats(h.hidden_padded + kPad);
+  h.kept = state.take(static_cast<int64_t>(sizeof(Kept)) * g.blocks);
 
   h.front = take_panel(memory, precision, g.bins, g.channels);
   for (const FoldedBlockView& source : folded.blocks) {
@@ -208,10 +205,11 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     if (g.gate_kind == GateKind::pooled) {
       b.pool = state.floats(int64_t{h.channels_padded} * (g.pooling == Pooling::window ? g.window : 1));
     }
-    b.bits = state.take(8 * int64_t{h.bit_words});
+    b.bits = state.take(h.gates_padded / kPad * 2);
     b.hidden_list = state.floats(h.hidden_padded + kPad);
     b.out_list = state.floats(h.channels_padded + kPad);
-    b.kept = state.floats(kPad);
+    b.hidden_mask = state.floats(h.hidden_padded);
+    b.out_mask = state.floats(h.channels_padded);
     plan.blocks.push_back(b);
   }
   h.back = take_panel(memory, precision, g.channels, g.bins);

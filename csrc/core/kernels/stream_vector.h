@@ -16,6 +16,12 @@ struct Int8 {
   int8_t bits;
 };
 
+// A number known at compile time, to choose a template by a value.
+template <int kValue>
+struct Count {
+  static constexpr int value = kValue;
+};
+
 using Floats = Vec<float>;
 using Integers = Mask<float>;
 constexpr int kWidth = kLanes<float>;
@@ -24,7 +30,8 @@ DYNCP_INLINE Floats load_weights(const float* p) { return load(p); }
 
 DYNCP_INLINE Floats load_weights(const Half* p) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  return reinterpret_cast<Floats>(
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 #elif defined(__F16C__)
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #elif defined(__aarch64__)
@@ -40,43 +47,65 @@ DYNCP_INLINE Floats load_weights(const Int8* p) {
   typename VectorOf<int8_t, kWidth>::type bytes;
   __builtin_memcpy(&bytes, p, sizeof(bytes));
 #if defined(__AVX512F__)
-  return reinterpret_cast<Floats>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(bytes))));
+  return reinterpret_cast<Floats>(
+      _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, reinterpret_cast<__m128i>(bytes))));
 #else
   return __builtin_convertvector(__builtin_convertvector(bytes, Integers), Floats);
 #endif
 }
 
-// Lane-wise sums of pairs: the tree of sum_of_rows.  Distance 1 and 2 work inside groups of four lanes, 4 and 8 on
-// whole groups; after all of them, lane i holds the sum of row i.
-template <int kDistance>
-DYNCP_INLINE Floats sum_pairs(Floats a, Floats b) {
-  Integers low{}, high{};
-  for (int i = 0; i < kWidth; ++i) {
-    if (kDistance == 1) {
-      const int group = i & ~3, place = (i >> 1) & 1, from_b = (i & 1) * kWidth;
-      low[i] = from_b + group + place;
-      high[i] = from_b + group + place + 2;
-    } else if (kDistance == 2) {
-      const int group = i & ~3, place = i & 1, from_b = ((i >> 1) & 1) * kWidth;
-      low[i] = from_b + group + place * 1;
-      high[i] = from_b + group + place * 1;
-    } else {
-      const int groups = kWidth / 4, half = groups / 2 > 0 ? groups / 2 : 1, group = i / 4;
-      const int from_b = (group / half) * kWidth;
-      low[i] = from_b + (group % half) * 4 + (i & 3);
-      high[i] = from_b + (group % half + half) * 4 + (i & 3);
-    }
-  }
-  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+// Lane i of the result is the sum of the lanes of rows[i], i < kWidth: a tree that halves the number of vectors at
+// every step, first inside groups of four lanes, then across the groups.
+#if defined(__AVX512F__)
+DYNCP_INLINE Floats sum_step1(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+         __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
 }
-
-// Lane i of the result is the sum of the lanes of rows[i], i < kWidth.
-DYNCP_INLINE Floats sum_of_rows(const Floats* rows);
+DYNCP_INLINE Floats sum_step2(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+         __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+DYNCP_INLINE Floats sum_of_four(const Floats* r) { return sum_step2(sum_step1(r[0], r[1]), sum_step1(r[2], r[3])); }
+DYNCP_INLINE Floats sum_of_eight(const Floats* r) {
+  const Floats a = sum_of_four(r), b = sum_of_four(r + 4);
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+         __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+DYNCP_INLINE Floats sum_of_rows(const Floats* r) {
+  const Floats a = sum_of_eight(r), b = sum_of_eight(r + 8);
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+         __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+}
+#elif defined(__AVX2__)
+DYNCP_INLINE Floats sum_step1(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
+         __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+}
+DYNCP_INLINE Floats sum_step2(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+         __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+DYNCP_INLINE Floats sum_of_rows(const Floats* r) {
+  const Floats a = sum_step2(sum_step1(r[0], r[1]), sum_step1(r[2], r[3]));
+  const Floats b = sum_step2(sum_step1(r[4], r[5]), sum_step1(r[6], r[7]));
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+#else
+DYNCP_INLINE Floats sum_step1(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+DYNCP_INLINE Floats sum_of_rows(const Floats* r) {
+  const Floats a = sum_step1(r[0], r[1]), b = sum_step1(r[2], r[3]);
+  return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+}
+#endif
 
 // Values of base at the indices.
 DYNCP_INLINE Floats gather(const float* base, const int32_t* indices) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<Floats>(_mm512_i32gather_ps(_mm512_loadu_si512(indices), base, 4));
+  return reinterpret_cast<Floats>(
+      _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, _mm512_loadu_si512(indices), base, 4));
 #else
   Floats values{};
   for (int i = 0; i < kWidth; ++i) values[i] = base[indices[i]];

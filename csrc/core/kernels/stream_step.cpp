@@ -1,0 +1,544 @@
+#include "core/kernels/stream_step.h"
+
+#include "core/kernels/stream_math.h"
+
+namespace dyncp::DYNCP_ISA {
+namespace {
+
+// Rows whose products run side by side: as many accumulators hide the latency of a multiply-add.
+constexpr int kRowsAtOnce = kWidth < 8 ? kWidth : 8;
+constexpr int kTile = 8;
+
+template <class W>
+constexpr bool kScaled = false;
+template <>
+constexpr bool kScaled<Int8> = true;
+
+DYNCP_INLINE int least(int a, int b) { return a < b ? a : b; }
+
+DYNCP_INLINE Floats activate(Floats v, float slope) { return prelu<float>(v, slope); }
+
+// ---- products in which every output is wanted
+
+// kPanels panels, kVectors vectors of outputs in each, over all inputs.
+template <class W, int kPanels, int kVectors>
+DYNCP_INLINE void panel_tile(const W* weights, int64_t panel_step, int64_t row_step, const float* x, int inputs,
+                             const float* bias, const float* scale, float* out) {
+  Floats sums[kPanels][kVectors];
+  for (int p = 0; p < kPanels; ++p) {
+    for (int v = 0; v < kVectors; ++v) {
+      sums[p][v] = kScaled<W> ? zero<float>() : load(bias + p * kPanel + v * kWidth);
+    }
+  }
+  for (int i = 0; i < inputs; ++i) {
+    const Floats value = broadcast(x[i]);
+    const W* row = weights + i * row_step;
+    for (int p = 0; p < kPanels; ++p) {
+      for (int v = 0; v < kVectors; ++v) sums[p][v] += value * load_weights(row + p * panel_step + v * kWidth);
+    }
+  }
+  for (int p = 0; p < kPanels; ++p) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t place = p * kPanel + v * kWidth;
+      store(out + place, kScaled<W> ? sums[p][v] * load(scale + place) + load(bias + place) : sums[p][v]);
+    }
+  }
+}
+
+// out = bias + W x, all padded outputs.
+template <class W>
+void multiply_panels(const void* model, const PanelMatrix& matrix, const float* x, float* out) {
+  const W* weights = at<W>(model, matrix.weights);
+  const float* bias = at<float>(model, matrix.bias);
+  const float* scale = at<float>(model, matrix.scale);
+  const int outputs = (matrix.outputs + kPad - 1) / kPad * kPad, inputs = matrix.inputs;
+  const int64_t panel_step = int64_t{inputs} * kPanel;
+  int start = 0;
+  if constexpr (kPanel / kWidth == 4) {
+    for (; start + 2 * kPanel <= outputs; start += 2 * kPanel) {
+      panel_tile<W, 2, 4>(weights + int64_t{start} * inputs, panel_step, kPanel, x, inputs, bias + start, scale + start,
+                          out + start);
+    }
+  }
+  for (; start < outputs; start += kPanel) {
+    const int width = least(kPanel, outputs - start);
+    const W* panel = weights + int64_t{start} * inputs;
+    for (int done = 0; done < width;) {
+      const int left = (width - done) / kWidth, from = start + done;
+      const auto run = [&](auto vectors) {
+        constexpr int kVectors = decltype(vectors)::value;
+        panel_tile<W, 1, kVectors>(panel + done, 0, width, x, inputs, bias + from, scale + from, out + from);
+        done += kVectors * kWidth;
+      };
+      if (left >= 8) {
+        run(Count<8>{});
+      } else if (left >= 4) {
+        run(Count<4>{});
+      } else if (left >= 2) {
+        run(Count<2>{});
+      } else {
+        run(Count<1>{});
+      }
+    }
+  }
+}
+
+// ---- products over rows that lie anywhere
+
+// Lane r of the result is row r times x; `length` is a multiple of kPad.  With a mask, lanes of the rows where it is 0
+// do not enter: there the weights may be anything.
+template <class W, bool kMasked>
+DYNCP_INLINE Floats multiply_rows(const char* const* rows, const float* x, const float* mask, int length) {
+  Floats sums[kWidth];
+  for (int first = 0; first < kWidth; first += kRowsAtOnce) {
+    Floats part[kRowsAtOnce];
+    for (int r = 0; r < kRowsAtOnce; ++r) part[r] = zero<float>();
+    for (int i = 0; i < length; i += kWidth) {
+      const Floats value = load(x + i);
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        Floats w = load_weights(reinterpret_cast<const W*>(rows[first + r]) + i);
+        if (kMasked) w = select(bits_as<Integers>(load(mask + i)), w, zero<float>());
+        part[r] += value * w;
+      }
+    }
+    for (int r = 0; r < kRowsAtOnce; ++r) sums[first + r] = part[r];
+  }
+  return sum_of_rows(sums);
+}
+
+template <class W, int kVectors>
+DYNCP_INLINE void add_column_tile(const char* const* columns, const float* values, int count, int64_t place,
+                                  float* out) {
+  Floats sums[kVectors];
+  for (int v = 0; v < kVectors; ++v) sums[v] = load(out + place + v * kWidth);
+  for (int i = 0; i < count; ++i) {
+    const Floats value = broadcast(values[i]);
+    const W* column = reinterpret_cast<const W*>(columns[i]) + place;
+    for (int v = 0; v < kVectors; ++v) sums[v] += value * load_weights(column + v * kWidth);
+  }
+  for (int v = 0; v < kVectors; ++v) store(out + place + v * kWidth, sums[v]);
+}
+
+// out += sum of values[i] * columns[i], `length` a multiple of kPad.
+template <class W>
+DYNCP_INLINE void add_columns(const char* const* columns, const float* values, int count, int length, float* out) {
+  int place = 0;
+  for (; place + kTile * kWidth <= length; place += kTile * kWidth) {
+    add_column_tile<W, kTile>(columns, values, count, place, out);
+  }
+  for (; place + 4 * kWidth <= length; place += 4 * kWidth) {
+    add_column_tile<W, 4>(columns, values, count, place, out);
+  }
+  for (; place < length; place += kWidth) add_column_tile<W, 1>(columns, values, count, place, out);
+}
+
+DYNCP_INLINE void prefetch_bytes(const char* start, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kLine) prefetch(start + i);
+}
+
+// ---- gates
+
+DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state, const float* x, float* pooled) {
+  const int64_t frames = static_cast<const StateHeader*>(state)->frames;
+  float* memory = at<float>(state, b.pool);
+  const int length = h.channels_padded, window = h.geometry.window;
+  switch (h.geometry.pooling) {
+    case Pooling::average: {
+      const float count = static_cast<float>(frames + 1);
+      for (int i = 0; i < length; i += kWidth) {
+        const Floats sum = load(memory + i) + load(x + i);
+        store(memory + i, sum);
+        store(pooled + i, sum / count);
+      }
+      return;
+    }
+    case Pooling::exponential: {
+      const float rate = static_cast<float>(2.0 / (window + 1));
+      for (int i = 0; i < length; i += kWidth) {
+        const Floats now = load(x + i), before = frames == 0 ? now : load(memory + i);
+        const Floats next = before + rate * (now - before);
+        store(memory + i, next);
+        store(pooled + i, next);
+      }
+      return;
+    }
+    case Pooling::window: {
+      const float count = static_cast<float>(frames + 1 < window ? frames + 1 : window);
+      float* slot = memory + frames % window * length;
+      for (int i = 0; i < length; i += kWidth) {
+        store(slot + i, load(x + i));
+        Floats sum = load(memory + i);
+        for (int row = 1; row < window; ++row) sum += load(memory + int64_t{row} * length + i);
+        store(pooled + i, sum / count);
+      }
+      return;
+    }
+  }
+}
+
+// Indices of the set bits of `units` words of 16 bits, padded with the last one to a whole vector.
+DYNCP_INLINE int list_bits(const uint16_t* bits, int units, int32_t* list) {
+  int count = 0;
+  for (int unit = 0; unit < units; ++unit) {
+#if defined(__AVX512F__)
+    const __m512i indices = _mm512_add_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                             _mm512_set1_epi32(unit * kPad));
+    _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(bits[unit], indices));
+    count += __builtin_popcount(bits[unit]);
+#else
+    for (uint32_t rest = bits[unit]; rest != 0; rest &= rest - 1) list[count++] = unit * kPad + __builtin_ctz(rest);
+#endif
+  }
+  for (int i = count; count > 0 && i < count + kPad; ++i) list[i] = list[count - 1];
+  return count;
+}
+
+DYNCP_INLINE void expand_bits(const uint16_t* bits, int units, float* mask) {
+  for (int unit = 0; unit < units; ++unit) {
+    for (int i = 0; i < kPad; ++i) {
+      const int32_t lane = -((bits[unit] >> i) & 1);
+      __builtin_memcpy(mask + unit * kPad + i, &lane, 4);
+    }
+  }
+}
+
+// Decides the gates of a block; what is derived from them is rebuilt only when a bit has changed.
+Kept decide(const PackedHeader& h, const PackedBlock& b, void* state, const float* x, float shift, Kept* kept) {
+  const Geometry& g = h.geometry;
+  float* scores = at<float>(state, h.gate_values);
+  const float* decided = scores;
+  if (g.gate_kind == GateKind::pooled) {
+    float* pooled = at<float>(state, h.pooled);
+    pool(h, b, state, x, pooled);
+    const char* reduce = at<char>(&h, b.gate_reduce);
+    const int width = (g.gate_width + kPad - 1) / kPad * kPad;
+    const float* bias = reinterpret_cast<const float*>(reduce) + int64_t{width} * h.channels_padded;
+    float* reduced = scores + (h.gates_padded > kPad ? h.gates_padded : kPad);
+    for (int first = 0; first < g.gate_width; first += kWidth) {
+      const char* rows[kWidth];
+      for (int r = 0; r < kWidth; ++r) {
+        rows[r] = reduce + int64_t{least(first + r, g.gate_width - 1)} * h.channels_padded * 4;
+      }
+      store(reduced + first,
+            relu<float>(multiply_rows<float, false>(rows, pooled, nullptr, h.channels_padded) + load(bias + first)));
+    }
+    multiply_panels<float>(&h, b.gate_expand, reduced, scores);
+  } else {
+    decided = at<float>(&h, b.gate_expand.bias);
+  }
+  uint16_t* bits = at<uint16_t>(state, b.bits);
+  const int units = h.gates_padded / kPad;
+  int changes = 0;
+  for (int unit = 0; unit < units; ++unit) {
+    uint32_t now = 0;
+    for (int lane = 0; lane < kPad; lane += kWidth) {
+      now |= bits_of(load(decided + unit * kPad + lane) + shift > zero<float>()) << lane;
+    }
+    changes |= now ^ bits[unit];
+    bits[unit] = static_cast<uint16_t>(now);
+  }
+  if (changes != 0) {
+    const int out_units = g.gates_out ? h.channels_padded / kPad : 0;
+    if (g.gates_out) {
+      kept->out = list_bits(bits, out_units, at<int32_t>(state, b.out_list));
+      expand_bits(bits, out_units, at<float>(state, b.out_mask));
+    }
+    if (g.gates_hidden) {
+      kept->hidden = list_bits(bits + out_units, units - out_units, at<int32_t>(state, b.hidden_list));
+      expand_bits(bits + out_units, units - out_units, at<float>(state, b.hidden_mask));
+    }
+  }
+  return *kept;
+}
+
+// ---- depthwise history: a ring of rows, one per frame, zeros for omitted channels
+
+DYNCP_INLINE float* history_row(const PackedHeader& h, const PackedBlock& b, void* state, int64_t age) {
+  const int64_t frames = static_cast<const StateHeader*>(state)->frames;
+  const int64_t slot = (frames + b.history_rows - age) % b.history_rows;
+  return at<float>(state, b.history) + slot * h.hidden_padded;
+}
+
+// The rows that the taps read, oldest first; the last one is the frame's own.
+struct History {
+  float* rows[64];
+};
+
+DYNCP_INLINE void find_history(const PackedHeader& h, const PackedBlock& b, void* state, History& history) {
+  const int taps = h.geometry.taps;
+  for (int k = 0; k < taps; ++k) {
+    history.rows[k] = history_row(h, b, state, int64_t{taps - 1 - k} * b.dilation);
+  }
+}
+
+// ---- the hidden half of a block: everything before W_out
+
+template <class W>
+void hidden_dense(const PackedHeader& h, const PackedBlock& b, const History& history, const float* x, float* z) {
+  const int taps = h.geometry.taps;
+  float* now = history.rows[taps - 1];
+  multiply_panels<W>(&h, b.w_in, x, now);
+  const float* w_dw = at<float>(&h, b.w_dw);
+  const float* b_dw = at<float>(&h, b.b_dw);
+  for (int i = 0; i < h.hidden_padded; i += kWidth) {
+    store(now + i, activate(load(now + i), b.slope_in));
+    Floats sum = load(b_dw + i);
+    for (int k = 0; k < taps; ++k) sum += load(w_dw + int64_t{k} * h.hidden_padded + i) * load(history.rows[k] + i);
+    store(z + i, activate(sum, b.slope_dw));
+  }
+}
+
+// Up to kWidth gated hidden channels, given by their indices (a whole vector of them, the surplus repeated).
+struct Channels {
+  Floats u, z;
+};
+
+template <class W>
+DYNCP_INLINE Channels compute_channels(const PackedHeader& h, const PackedBlock& b, const History& history,
+                                       const int32_t* indices, const char* const* records, const float* x) {
+  const int taps = h.geometry.taps;
+  Floats u = multiply_rows<W, false>(records, x, nullptr, h.channels_padded);
+  const float* tails = at<float>(&h, b.hidden_records + h.hidden_tail);
+  const int32_t stride = static_cast<int32_t>(h.hidden_stride / 4);
+  int32_t places[kWidth];
+  for (int r = 0; r < kWidth; ++r) places[r] = indices[r] * stride;
+  const Floats b_in = gather(tails, places);
+  u = kScaled<W> ? u * gather(tails + 2, places) + b_in : u + b_in;
+  u = activate(u, b.slope_in);
+  Floats sum = gather(tails + 1, places);
+  for (int k = 0; k + 1 < taps; ++k) {
+    sum += gather(tails + kHiddenTailFloats + k, places) * gather(history.rows[k], indices);
+  }
+  sum += gather(tails + kHiddenTailFloats + taps - 1, places) * u;
+  return {u, activate(sum, b.slope_dw)};
+}
+
+// Only the kept channels; their z in the order of the list, and with `columns` their share of W_out z added to
+// `branch`.
+template <class W>
+void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History& history, const int32_t* list,
+                     int count, const float* x, float* z, bool with_columns, float* branch) {
+  float* now = history.rows[h.geometry.taps - 1];
+  for (int i = 0; i < h.hidden_padded; i += kWidth) store(now + i, zero<float>());
+  const char* base = at<char>(&h, b.hidden_records);
+  const int64_t used = with_columns ? h.hidden_column + int64_t{h.channels_padded} * sizeof(W) : h.hidden_column;
+  for (int first = 0; first < count; first += kWidth) {
+    const char *records[kWidth], *columns[kWidth];
+    for (int r = 0; r < kWidth; ++r) {
+      records[r] = base + list[first + r] * h.hidden_stride;
+      columns[r] = records[r] + h.hidden_column;
+    }
+    // The rows of the next group start to travel now: random rows give the hardware prefetcher nothing to follow.
+    for (int r = first + kWidth; r < least(first + 2 * kWidth, count); ++r) {
+      prefetch_bytes(base + list[r] * h.hidden_stride, used);
+    }
+    const Channels channels = compute_channels<W>(h, b, history, list + first, records, x);
+    float u[kWidth];
+    store(u, channels.u);
+    const int filled = least(kWidth, count - first);
+    for (int r = 0; r < filled; ++r) now[list[first + r]] = u[r];
+    store(z + first, channels.z);
+    if (with_columns) add_columns<W>(columns, z + first, filled, h.channels_padded, branch);
+  }
+}
+
+// Every row is read, pruned results are dropped by selection; z in place.
+template <class W>
+void hidden_masked(const PackedHeader& h, const PackedBlock& b, const History& history, const float* mask,
+                   const float* x, float* z) {
+  float* now = history.rows[h.geometry.taps - 1];
+  const char* base = at<char>(&h, b.hidden_records);
+  for (int first = 0; first < h.hidden_padded; first += kWidth) {
+    const char* records[kWidth];
+    int32_t indices[kWidth];
+    for (int r = 0; r < kWidth; ++r) {
+      indices[r] = least(first + r, h.geometry.hidden - 1);
+      records[r] = base + indices[r] * h.hidden_stride;
+    }
+    const Channels channels = compute_channels<W>(h, b, history, indices, records, x);
+    const Integers kept = bits_as<Integers>(load(mask + first));
+    store(now + first, select(kept, channels.u, zero<float>()));
+    store(z + first, select(kept, channels.z, zero<float>()));
+  }
+}
+
+// ---- the output half: x += W_out z + b_out
+
+template <class W>
+void out_dense(const PackedHeader& h, const PackedBlock& b, const float* z, float* branch, float* x) {
+  multiply_panels<W>(&h, b.w_out, z, branch);
+  for (int i = 0; i < h.channels_padded; i += kWidth) store(x + i, load(x + i) + load(branch + i));
+}
+
+template <class W>
+DYNCP_INLINE Floats compute_outputs(const PackedHeader& h, const PackedBlock& b, const int32_t* indices,
+                                    const char* const* records, const float* z, const float* hidden_mask) {
+  const Floats product = hidden_mask != nullptr ? multiply_rows<W, true>(records, z, hidden_mask, h.hidden_padded)
+                                                : multiply_rows<W, false>(records, z, nullptr, h.hidden_padded);
+  const float* tails = at<float>(&h, b.out_records + h.out_tail);
+  const int32_t stride = static_cast<int32_t>(h.out_stride / 4);
+  int32_t places[kWidth];
+  for (int r = 0; r < kWidth; ++r) places[r] = indices[r] * stride;
+  const Floats b_out = gather(tails, places);
+  return kScaled<W> ? product * gather(tails + 1, places) + b_out : product + b_out;
+}
+
+template <class W>
+void out_gathered(const PackedHeader& h, const PackedBlock& b, const int32_t* list, int count, const float* z,
+                  const float* hidden_mask, float* x) {
+  const char* base = at<char>(&h, b.out_records);
+  for (int first = 0; first < count; first += kWidth) {
+    const char* records[kWidth];
+    for (int r = 0; r < kWidth; ++r) records[r] = base + list[first + r] * h.out_stride;
+    for (int r = first + kWidth; r < least(first + 2 * kWidth, count); ++r) {
+      prefetch_bytes(base + list[r] * h.out_stride, h.out_tail + kLine);
+    }
+    float y[kWidth];
+    store(y, compute_outputs<W>(h, b, list + first, records, z, hidden_mask));
+    for (int r = 0; r < least(kWidth, count - first); ++r) x[list[first + r]] += y[r];
+  }
+}
+
+template <class W>
+void out_masked(const PackedHeader& h, const PackedBlock& b, const float* mask, const float* z,
+                const float* hidden_mask, float* x) {
+  const char* base = at<char>(&h, b.out_records);
+  for (int first = 0; first < h.channels_padded; first += kWidth) {
+    const char* records[kWidth];
+    int32_t indices[kWidth];
+    for (int r = 0; r < kWidth; ++r) {
+      indices[r] = least(first + r, h.geometry.channels - 1);
+      records[r] = base + indices[r] * h.out_stride;
+    }
+    const Floats y = compute_outputs<W>(h, b, indices, records, z, hidden_mask);
+    const Integers kept = bits_as<Integers>(load(mask + first));
+    store(x + first, select(kept, load(x + first) + y, load(x + first)));
+  }
+}
+
+// The sum of columns in `branch` becomes W_out z + b_out and enters x where the output gates, if any, keep it.
+template <class W>
+void finish_columns(const PackedHeader& h, const PackedBlock& b, const float* out_mask, const float* branch, float* x) {
+  const float* b_out = at<float>(&h, b.b_out);
+  const float* scale = at<float>(&h, b.scale_out);
+  for (int i = 0; i < h.channels_padded; i += kWidth) {
+    const Floats sum = kScaled<W> ? load(branch + i) * load(scale + i) : load(branch + i);
+    const Floats y = load(x + i) + (sum + load(b_out + i));
+    store(x + i, out_mask != nullptr ? select(bits_as<Integers>(load(out_mask + i)), y, load(x + i)) : y);
+  }
+}
+
+template <class W>
+void block_with_hidden_gates(const PackedHeader& h, const PackedBlock& b, void* state, const History& history,
+                             Kept kept, Crossover crossover, float* x) {
+  const Geometry& g = h.geometry;
+  float* z = at<float>(state, h.hidden_values);
+  float* branch = at<float>(state, h.branch);
+  const int32_t* list = at<int32_t>(state, b.hidden_list);
+  const float* hidden_mask = at<float>(state, b.hidden_mask);
+  const float* out_mask = g.gates_out ? at<float>(state, b.out_mask) : nullptr;
+  if (kept.hidden == 0 || (g.gates_out && kept.out == 0)) {
+    // Nothing reaches the output; but with kept hidden channels the history still needs their values.
+    hidden_gathered<W>(h, b, history, list, kept.hidden, x, z, false, branch);
+    return;
+  }
+  const bool reads_all = static_cast<float>(kept.hidden) > crossover.hidden * static_cast<float>(g.hidden);
+  const bool by_rows = g.gates_out && int64_t{kept.out} * g.hidden < int64_t{kept.hidden} * g.channels;
+  for (int i = 0; i < h.channels_padded; i += kWidth) store(branch + i, zero<float>());
+  if (!reads_all) {
+    hidden_gathered<W>(h, b, history, list, kept.hidden, x, z, !by_rows, branch);
+    if (by_rows) {
+      float* spread = branch + h.channels_padded;
+      for (int i = 0; i < h.hidden_padded; i += kWidth) store(spread + i, zero<float>());
+      for (int i = 0; i < kept.hidden; ++i) spread[list[i]] = z[i];
+      z = spread;
+    }
+  } else {
+    hidden_masked<W>(h, b, history, hidden_mask, x, z);
+    if (!by_rows) {
+      const char* base = at<char>(&h, b.hidden_records + h.hidden_column);
+      for (int first = 0; first < kept.hidden; first += kPad) {
+        const char* columns[kPad];
+        float values[kPad];
+        const int filled = least(kPad, kept.hidden - first);
+        for (int r = 0; r < filled; ++r) {
+          columns[r] = base + list[first + r] * h.hidden_stride;
+          values[r] = z[list[first + r]];
+        }
+        add_columns<W>(columns, values, filled, h.channels_padded, branch);
+      }
+    }
+  }
+  if (!by_rows) {
+    finish_columns<W>(h, b, out_mask, branch, x);
+  } else if (static_cast<float>(kept.out) > crossover.out * static_cast<float>(g.channels)) {
+    out_masked<W>(h, b, out_mask, z, hidden_mask, x);
+  } else {
+    out_gathered<W>(h, b, at<int32_t>(state, b.out_list), kept.out, z, hidden_mask, x);
+  }
+}
+
+template <class W>
+void step_with(const PackedHeader& h, void* state, const float* features, float shift, float* mask) {
+  const Geometry& g = h.geometry;
+  const Crossover crossover = static_cast<const StateHeader*>(state)->crossover;
+  float* x = at<float>(state, h.x);
+  multiply_panels<W>(&h, h.front, features, x);
+  for (int i = 0; i < h.channels_padded; i += kWidth) store(x + i, relu<float>(load(x + i)));
+  const PackedBlock* blocks = packed_blocks(h);
+  Kept* kept = at<Kept>(state, h.kept);
+  for (int n = 0; n < g.blocks; ++n) {
+    const PackedBlock& b = blocks[n];
+    if (g.gate_kind != GateKind::none) decide(h, b, state, x, shift, kept + n);
+    History history;
+    find_history(h, b, state, history);
+    if (g.gates_hidden) {
+      block_with_hidden_gates<W>(h, b, state, history, kept[n], crossover, x);
+      continue;
+    }
+    float* z = at<float>(state, h.hidden_values);
+    if (g.gates_out) {
+      const int32_t* list = at<int32_t>(state, b.out_list);
+      const bool reads_all = static_cast<float>(kept[n].out) > crossover.out * static_cast<float>(g.channels);
+      if (!reads_all) {
+        for (int r = 0; r < least(kWidth, kept[n].out); ++r) {
+          prefetch_bytes(at<char>(&h, b.out_records) + list[r] * h.out_stride, h.out_tail + kLine);
+        }
+      }
+      hidden_dense<W>(h, b, history, x, z);
+      if (reads_all) {
+        out_masked<W>(h, b, at<float>(state, b.out_mask), z, nullptr, x);
+      } else {
+        out_gathered<W>(h, b, list, kept[n].out, z, nullptr, x);
+      }
+    } else {
+      hidden_dense<W>(h, b, history, x, z);
+      out_dense<W>(h, b, z, at<float>(state, h.branch), x);
+    }
+  }
+  float* logits = at<float>(state, h.mask);
+  multiply_panels<W>(&h, h.back, x, logits);
+  int i = 0;
+  for (; i + kWidth <= g.bins; i += kWidth) store(mask + i, sigmoid(load(logits + i)));
+  if (i < g.bins) store_first(mask + i, sigmoid(load(logits + i)), g.bins - i);
+  ++static_cast<StateHeader*>(state)->frames;
+}
+
+void step(const PackedHeader& model, void* state, const float* features, float shift, float* mask) {
+  switch (model.precision) {
+    case Precision::float32:
+      return step_with<float>(model, state, features, shift, mask);
+    case Precision::float16:
+      return step_with<Half>(model, state, features, shift, mask);
+    case Precision::bfloat16:
+      return step_with<BFloat16>(model, state, features, shift, mask);
+    case Precision::int8:
+      return step_with<Int8>(model, state, features, shift, mask);
+  }
+}
+
+}  // namespace
+
+const StreamKernels stream_kernels = {step, analyse, synthesise};
+
+}  // namespace dyncp::DYNCP_ISA

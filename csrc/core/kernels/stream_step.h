@@ -1,0 +1,12 @@
+// One frame through the network; the two transforms are in stream_transform.cpp.
+#pragma once
+
+#include "core/kernels/stream_vector.h"
+#include "core/stream_kernels.h"
+
+namespace dyncp::DYNCP_ISA {
+
+void analyse(const PackedHeader& model, void* state, const float* samples);
+void synthesise(const PackedHeader& model, void* state, const float* mask, float* samples);
+
+}  // namespace dyncp::DYNCP_ISA

@@ -1,0 +1,293 @@
+"""The streaming engine: the whole network, or samples in to samples out, in one call per frame or chunk of frames."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dyncp_kernels import _extension
+from dyncp_kernels.nn import BlockGates, ChannelGate, ConvFSENet, InferenceConvFSENet, StaticGate, shift_for_budget
+from dyncp_kernels.nn.config import ConvFSENetConfig
+
+__all__ = ["PRECISIONS", "PackedModel", "StreamEngine", "folded_bytes", "save_folded"]
+
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+
+_FORMAT = "dyncp-folded-1"
+
+
+def _folded(model: ConvFSENet | InferenceConvFSENet) -> InferenceConvFSENet:
+    return model.fold() if isinstance(model, ConvFSENet) else model
+
+
+def _tensors(model: InferenceConvFSENet) -> dict[str, Tensor]:
+    tensors = {
+        "front.weight": model.front_weight,
+        "front.bias": model.front_bias,
+        "back.weight": model.back_weight,
+        "back.bias": model.back_bias,
+    }
+    names = ("w_in", "b_in", "w_dw", "b_dw", "w_out", "b_out", "slope_in", "slope_dw")
+    for index, block in enumerate(model.blocks):
+        found: dict[str, Any] = {name: getattr(block, name) for name in names if getattr(block, name) is not None}
+        gate = block.gate
+        if isinstance(gate, ChannelGate):
+            for part in ("reduce", "expand"):
+                linear = getattr(gate, part)
+                found |= {f"gate.{part}.weight": linear.weight, f"gate.{part}.bias": linear.bias}
+        elif isinstance(gate, StaticGate):
+            found["gate.score"] = gate.score
+        tensors |= {f"blocks.{index}.{name}": tensor for name, tensor in found.items()}
+    return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+
+
+def folded_bytes(model: ConvFSENet | InferenceConvFSENet) -> bytes:
+    """The folded network as the bytes of a safetensors file, float32, with its config in the file's metadata.
+
+    Raises:
+        ValueError: the network looks ahead, so it cannot stream.
+    """
+    folded = _folded(model)
+    config: ConvFSENetConfig = folded.config
+    if not config.streamable:
+        raise ValueError(
+            "folded_bytes: streaming needs a causal network with gates per frame or static "
+            f"(got causal={config.causal}, gate_per={config.gate_per!r})"
+        )
+    tensors = _tensors(folded)
+    header: dict[str, Any] = {
+        "__metadata__": {
+            "format": _FORMAT,
+            "config": json.dumps(config.to_dict()),
+            "calibration": json.dumps(folded.calibration),
+        }
+    }
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = b"".join(tensor.numpy().astype("<f4").tobytes() for tensor in tensors.values())
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def save_folded(model: ConvFSENet | InferenceConvFSENet, path: str | os.PathLike[str]) -> Path:
+    """Write the folded network for the C interface (``dyncp_model_load``); the file appears whole or not at all.
+
+    Args:
+        model: a streamable network; a trained one is folded.
+        path: of the file, ``.safetensors`` by convention.
+
+    Raises:
+        ValueError: the network looks ahead, so it cannot stream.
+    """
+    path = Path(path)
+    content = folded_bytes(model)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+    return path
+
+
+class PackedModel:
+    """Weights in the order in which the engine reads them; only read, so any number of engines and threads share it.
+
+    Args:
+        model: a streamable network in either form.
+        precision: of the weights of the 1x1 convolutions: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"``
+            (one scale per output channel). Sums, biases, the depthwise convolution and the gates stay float32.
+
+    Attributes:
+        tensor: the packed weights, 1-D uint8.
+        config: geometry of the network.
+        calibration: as in :class:`dyncp_kernels.nn.ConvFSENet`.
+        precision: as given.
+
+    Raises:
+        ValueError: the network looks ahead, or the precision is unknown.
+        RuntimeError: the native extension is missing.
+    """
+
+    def __init__(self, model: ConvFSENet | InferenceConvFSENet, precision: str = "float32"):
+        if not _extension.extension_loaded():
+            raise RuntimeError("PackedModel: the native extension must be built (got none)")
+        if precision not in PRECISIONS:
+            raise ValueError(f"PackedModel: precision must be one of {list(PRECISIONS)} (got {precision!r})")
+        folded = _folded(model)
+        content = torch.frombuffer(bytearray(folded_bytes(folded)), dtype=torch.uint8)
+        self.tensor: Tensor = torch.ops.dyncp.stream_pack(content, precision)
+        self.config: ConvFSENetConfig = folded.config
+        self.calibration = list(folded.calibration)
+        self.precision = precision
+
+
+class StreamEngine:
+    """One stream through a packed model: features to masks, or samples to enhanced samples, with no allocation inside.
+
+    The same numbers as ``InferenceConvFSENet.forward`` to about 1e-6 in float32. Engines may share a model across
+    threads; one engine must not be used from two threads at a time, nor mix :meth:`step` and :meth:`push_hop` within a
+    stream.
+
+    Args:
+        model: a network in either form, or a :class:`PackedModel` to share.
+        precision: as in :class:`PackedModel`; ignored for one.
+        budget: share of channels to keep, 0 to 1, for a model with a calibration; None for the trained operating point.
+        shift: added to the gate scores instead, when no budget is given.
+        hidden_crossover, out_crossover: density of kept channels above which all rows of the site are read and pruned
+            results dropped, rather than only kept rows read; None for the values measured on this machine.
+
+    Attributes:
+        shift: may be changed between calls.
+
+    Raises:
+        ValueError: as :class:`PackedModel` and :func:`dyncp_kernels.nn.shift_for_budget` say.
+        RuntimeError: the native extension is missing.
+    """
+
+    def __init__(
+        self,
+        model: ConvFSENet | InferenceConvFSENet | PackedModel,
+        precision: str = "float32",
+        *,
+        budget: float | None = None,
+        shift: float = 0.0,
+        hidden_crossover: float | None = None,
+        out_crossover: float | None = None,
+    ):
+        self.model = model if isinstance(model, PackedModel) else PackedModel(model, precision)
+        self.config = self.model.config
+        self.shift = shift if budget is None else shift_for_budget(self.model.calibration, budget)
+        self._packed = self.model.tensor
+        self._state: Tensor = torch.ops.dyncp.stream_state(
+            self._packed,
+            -1.0 if hidden_crossover is None else hidden_crossover,
+            -1.0 if out_crossover is None else out_crossover,
+        )
+        self._out_gates = self.config.channels * self.config.gates_output_channels
+        self._hidden_gates = self.config.hidden * self.config.gates_hidden_channels
+
+    @property
+    def latency(self) -> int:
+        """Samples by which :meth:`push_hop` lags behind its input: n_fft - hop."""
+        return self.config.n_fft - self.config.hop
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Instruction set, precision, sizes in bytes, frames so far and the crossovers in use."""
+        return json.loads(torch.ops.dyncp.stream_info(self._packed, self._state))
+
+    def reset(self) -> None:
+        """Forget the signal so far, as if newly made."""
+        torch.ops.dyncp.stream_reset_(self._packed, self._state)
+
+    def step(self, features: Tensor, out: Tensor | None = None) -> Tensor:
+        """Masks in (0, 1) for one frame (bins,) or a chunk of frames (T, bins) of features, float32, same shape.
+
+        Args:
+            features: compressed magnitudes, contiguous, on the CPU.
+            out: where to write the masks; saves the one allocation.
+
+        Raises:
+            RuntimeError: wrong shape, dtype or device.
+        """
+        frames = features[None] if features.dim() == 1 else features
+        if out is None:
+            mask: Tensor = torch.ops.dyncp.stream_step(self._packed, self._state, frames, self.shift)
+            return mask[0] if features.dim() == 1 else mask
+        torch.ops.dyncp.stream_step_out(
+            self._packed, self._state, frames, self.shift, out[None] if out.dim() == 1 else out
+        )
+        return out
+
+    def step_with_gates(self, features: Tensor) -> tuple[Tensor, list[BlockGates]]:
+        """As :meth:`step` for (T, bins), with the boolean gates of each block: (T, hidden) and (T, channels) or None.
+
+        Raises:
+            RuntimeError: wrong shape, dtype or device.
+        """
+        mask = torch.empty_like(features)
+        gates = self._empty_gates(features.shape[0])
+        torch.ops.dyncp.stream_step_out(self._packed, self._state, features, self.shift, mask, gates)
+        return mask, self._split(gates)
+
+    def push_hop(self, samples: Tensor | np.ndarray, out: Tensor | None = None) -> Any:
+        """Enhance one hop, or any whole number of hops, of samples (n * hop,) at the model's rate.
+
+        Args:
+            samples: float32, full scale 1.0, contiguous; torch on the CPU, or numpy.
+            out: tensor to write the result to; may be ``samples`` itself.
+
+        Returns:
+            As many samples of the same kind, ``latency`` samples behind the input.
+
+        Raises:
+            RuntimeError: wrong shape, dtype or device, or the model's n_fft is no power of two.
+        """
+        if isinstance(samples, np.ndarray):
+            given = torch.from_numpy(np.ascontiguousarray(samples))
+            return torch.ops.dyncp.stream_enhance(self._packed, self._state, given, self.shift).numpy()
+        if out is None:
+            return torch.ops.dyncp.stream_enhance(self._packed, self._state, samples, self.shift)
+        torch.ops.dyncp.stream_enhance_out(self._packed, self._state, samples, self.shift, out)
+        return out
+
+    def push_hop_with_gates(self, samples: Tensor) -> tuple[Tensor, list[BlockGates]]:
+        """As :meth:`push_hop`, with the boolean gates of each block and hop as in :meth:`step_with_gates`.
+
+        Raises:
+            RuntimeError: as :meth:`push_hop` says.
+        """
+        enhanced = torch.empty_like(samples)
+        gates = self._empty_gates(samples.shape[0] // self.config.hop)
+        torch.ops.dyncp.stream_enhance_out(self._packed, self._state, samples, self.shift, enhanced, gates)
+        return enhanced, self._split(gates)
+
+    def _empty_gates(self, frames: int) -> Tensor:
+        return torch.empty(frames, self.config.blocks, self._out_gates + self._hidden_gates, dtype=torch.bool)
+
+    def _split(self, gates: Tensor) -> list[BlockGates]:
+        return [
+            BlockGates(
+                hidden=block[:, self._out_gates :] if self._hidden_gates else None,
+                out=block[:, : self._out_gates] if self._out_gates else None,
+            )
+            for block in gates.unbind(1)
+        ]
+
+
+def _register_fakes() -> None:
+    def pack(folded: Tensor, precision: str) -> Tensor:
+        # The size follows from the content, which a fake tensor does not have.
+        return folded.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+    def state(packed: Tensor, hidden_crossover: float = -1.0, out_crossover: float = -1.0) -> Tensor:
+        return packed.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+    def same_as_third(packed: Tensor, state: Tensor, values: Tensor, shift: float = 0.0) -> Tensor:
+        return torch.empty_like(values)
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    def info(packed: Tensor, state: Tensor) -> str:
+        return "{}"
+
+    register = torch.library.register_fake
+    register("dyncp::stream_pack", pack)
+    register("dyncp::stream_state", state)
+    for name in ("stream_step", "stream_enhance"):
+        register(f"dyncp::{name}", same_as_third)
+    for name in ("stream_reset_", "stream_step_out", "stream_enhance_out"):
+        register(f"dyncp::{name}", nothing)
+    register("dyncp::stream_info", info)
+
+
+if _extension.extension_loaded():
+    _register_fakes()
