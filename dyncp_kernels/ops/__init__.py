@@ -1,11 +1,11 @@
 """Ops of the package, one module each: ``torch.ops.dyncp.*``, with a plain PyTorch reference beside every op."""
 
-from dyncp_kernels import _extension
+from dyncp_kernels._extension import warn_when_missing
 from dyncp_kernels.ops.gated_conv import gated_conv
 from dyncp_kernels.ops.gated_conv_step import gated_conv_step, gated_conv_step_
 from dyncp_kernels.ops.reference import gated_conv_reference, gated_conv_step_reference
 
-_extension.warn_when_missing()
+warn_when_missing()
 
 __all__ = [
     "gated_conv",

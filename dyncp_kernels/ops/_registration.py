@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyncp_kernels import _extension
+from dyncp_kernels._extension import extension_loaded
 from dyncp_kernels.ops._schemas import SCHEMAS
 
 # A library object unregisters everything when it is collected, so it lives as long as the module.
@@ -17,7 +17,7 @@ LIBRARY = torch.library.Library("dyncp", "FRAGMENT")
 
 def register_reference(op: str, implementation: Callable[..., Any]) -> None:
     """Run `dyncp::op` on `implementation` wherever the native extension has no kernel for the device."""
-    if not _extension.extension_loaded():
+    if not extension_loaded():
         LIBRARY.define(op + SCHEMAS[op])
     for device in ("CPU", "CUDA"):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"dyncp::{op}", device):

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def _assert_close(name: str, ref: torch.Tensor, out: torch.Tensor, ratio: float) -> None:
+    """Fail unless `out` has the shape of `ref`, no NaN, and an error of at most `ratio` of ref's root mean square."""
+    assert out.shape == ref.shape, f"{name}: shape {list(out.shape)}, expected {list(ref.shape)}"
+    ref, out = ref.detach().double(), out.detach().double()
+    assert torch.isfinite(ref).all(), f"{name}: the reference itself is not finite"
+    assert torch.isfinite(out).all(), f"{name}: {int((~torch.isfinite(out)).sum())} values are not finite"
+    if ref.numel() == 0:
+        return
+    error = (out - ref).pow(2).mean().sqrt().item()
+    scale = ref.pow(2).mean().sqrt().item()
+    assert error <= ratio * max(scale, 1e-8), f"{name}: error {error:.3g} is above {ratio:g} of {scale:.3g}"
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """The one comparison of the suite: assert_close(name, ref, out, ratio)."""
+    return _assert_close
+
+
+@pytest.fixture
+def poisoned_empty():
+    """Memory that torch hands out uninitialised holds NaN, so that a value nobody wrote shows."""
+    before = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = before[0]
+    torch.use_deterministic_algorithms(before[1])
