@@ -33,7 +33,9 @@ def in_place(x, history, *rest, **options):
 @pytest.mark.parametrize("site", ["none", "hidden", "output", "both"])
 @pytest.mark.parametrize("step", [ops.gated_conv_step, in_place, ops.gated_conv_step_reference])
 @pytest.mark.parametrize("constant", [True, False])
-def test_frame_by_frame_equals_offline(make_block, assert_close, poisoned_empty, each_instruction_set, site, step, constant):
+def test_frame_by_frame_equals_offline(
+    make_block, assert_close, poisoned_empty, each_instruction_set, site, step, constant
+):
     block = make_block(2, 19, 37, 30, site=site, constant=constant, density=0.3, dilation=2).poison()
     offline = ops.gated_conv(*block.args, **block.options)
     assert_close("stream", offline, stream(block, step), 1e-5)
