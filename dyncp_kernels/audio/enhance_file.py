@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from dyncp_kernels.audio.stream import StreamingEnhancer
 from dyncp_kernels.nn.block import BlockGates
 from dyncp_kernels.nn.config import ConvFSENetConfig
 from dyncp_kernels.nn.inference import InferenceConvFSENet
-from dyncp_kernels.nn.macs import macs_from_gates, macs_per_frame
+from dyncp_kernels.nn.macs import macs_from_gates, saved_share
 
 __all__ = ["EnhancedFile", "enhance_file"]
 
@@ -147,6 +147,4 @@ class _Tally:
 
     @property
     def macs_saved(self) -> float:
-        if not self._frames:
-            return 0.0
-        return 1.0 - self._macs / self._frames / macs_per_frame(replace(self._config, site="none"))
+        return saved_share(self._config, self._macs / self._frames) if self._frames else 0.0

@@ -34,7 +34,7 @@ def evaluate(
     from dyncp_kernels.evaluation.mask_files import save_masks
     from dyncp_kernels.evaluation.score import score
     from dyncp_kernels.nn.files import load
-    from dyncp_kernels.nn.macs import macs_per_frame
+    from dyncp_kernels.nn.macs import saved_share
     from dyncp_kernels.training.data import find_pairs
 
     console = Console()
@@ -63,10 +63,10 @@ def evaluate(
         values = (means[f"noisy_{name}"].mean, means[name].mean, gain.mean)
         table.add_row(label, *map(form.format, values), f"{form.format(gain.low)} to {form.format(gain.high)}")
     console.print(table)
-    macs, dense = means["macs_per_frame"].mean, macs_per_frame(network.config)
+    macs = means["macs_per_frame"].mean
     console.print(
         f"{len(pairs)} files; usage {means['usage'].mean:.3f}; {macs:,.0f} MACs a frame "
-        f"({100 * (1 - macs / dense):.1f} % fewer than with all channels); "
+        f"({100 * saved_share(network.config, macs):.1f} % fewer than without gates); "
         f"real-time factor {means['real_time_factor'].mean:.4f}"
     )
     if report.overall is not None:

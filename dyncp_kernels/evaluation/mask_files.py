@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ def save_masks(path: str | os.PathLike[str], files: Sequence[Sequence[NDArray[np
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
     channels = np.array(shapes.pop(), dtype=np.int64)
     frames = np.array([masks[0].shape[1] for masks in files], dtype=np.int64)
-    arrays = {
+    arrays: dict[str, Any] = {
         f"block{i}": np.packbits(np.concatenate([masks[i] for masks in files], axis=1).T, axis=1)
         for i in range(len(channels))
     }

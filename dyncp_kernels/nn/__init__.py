@@ -7,7 +7,7 @@ from dyncp_kernels.nn.conv_fsenet import ConvFSENet
 from dyncp_kernels.nn.files import load, model_info, save, shipped_models, warm_start
 from dyncp_kernels.nn.gate import ChannelGate, GatePool, StaticGate
 from dyncp_kernels.nn.inference import FoldedBlock, InferenceConvFSENet, StreamState
-from dyncp_kernels.nn.macs import macs_from_gates, macs_per_frame
+from dyncp_kernels.nn.macs import macs_from_gates, macs_per_frame, saved_share
 from dyncp_kernels.nn.surrogates import binarize
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "macs_per_frame",
     "model_info",
     "save",
+    "saved_share",
     "shift_for_budget",
     "shipped_models",
     "warm_start",

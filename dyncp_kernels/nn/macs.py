@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from dyncp_kernels.nn.block import BlockGates
 from dyncp_kernels.nn.config import ConvFSENetConfig
 
-__all__ = ["block_macs", "gate_macs", "macs_from_gates", "macs_per_frame"]
+__all__ = ["block_macs", "gate_macs", "macs_from_gates", "macs_per_frame", "saved_share"]
 
 
 def block_macs(config: ConvFSENetConfig, hidden_kept: float, out_kept: float) -> float:
@@ -56,6 +57,11 @@ def macs_from_gates(config: ConvFSENetConfig, gates: Sequence[BlockGates]) -> fl
         total += float((hidden * (config.channels + config.kernel_size + out)).mean())
         total += gate_macs(config)
     return total
+
+
+def saved_share(config: ConvFSENetConfig, macs: float) -> float:
+    """Share of MACs that ``macs`` per frame saves against the same network without gates."""
+    return 1.0 - macs / macs_per_frame(replace(config, site="none"))
 
 
 def _kept(gate: Tensor | None, channels: int) -> Tensor:
