@@ -1,0 +1,1 @@
+"""Triton kernels of the block ops for CUDA tensors; loaded only when a back-end asks for them."""

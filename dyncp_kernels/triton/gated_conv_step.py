@@ -1,0 +1,71 @@
+"""`gated_conv_step` on the Triton kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dyncp_kernels.triton.launches import gate_bytes, kernel, list_of, tiles_of
+from dyncp_kernels.triton.step import step
+from dyncp_kernels.triton.tile_sizes import precision_of, step_tile
+
+__all__ = ["gated_conv_step"]
+
+
+def gated_conv_step(
+    x: Tensor, history: Tensor, *tensors: Tensor | None, dilation: int = 1, residual: bool = True
+) -> tuple[Tensor, Tensor]:
+    """One frame; `tensors` are the ten that follow the history in :func:`dyncp_kernels.ops.gated_conv_step`."""
+    hidden_gate, out_gate, w_in, b_in, w_dw, b_dw, w_out, b_out, slope_in, slope_dw = tensors
+    assert w_dw is not None
+    assert w_out is not None
+    streams, channels = x.shape
+    hidden, taps = w_dw.shape
+    out_channels = w_out.shape[0]
+    y = x.new_empty(streams, out_channels)
+    updated = torch.empty(history.shape, dtype=history.dtype, device=history.device)
+    if streams == 0:
+        return y, updated
+    tile = step_tile(streams, channels, hidden, out_channels, hidden_gate is not None)
+    hidden_gate, out_gate = gate_bytes(hidden_gate), gate_bytes(out_gate)
+    # To the lists the streams are the frames of one item.
+    hidden_list = list_of(_as_item(hidden_gate), tile.streams, x, always_per_tile=True)
+    out_list = list_of(_as_item(out_gate), tile.streams, x, always_per_tile=True)
+
+    def or_x(tensor: Tensor | None) -> Tensor:
+        return x if tensor is None else tensor.contiguous()
+
+    kernel(step)[(tiles_of(streams, tile.streams), tiles_of(out_channels, tile.out_channels))](
+        *(x, history, x if hidden_gate is None else hidden_gate, x if out_gate is None else out_gate),
+        *(x if w_in is None else w_in, or_x(b_in), w_dw.contiguous(), or_x(b_dw), w_out, or_x(b_out)),
+        *(or_x(slope_in), or_x(slope_dw)),
+        *(hidden_list.order, hidden_list.count, out_list.order, out_list.count, y, updated),
+        *(streams, channels, hidden, out_channels, *x.stride(), *history.stride()),
+        *((0, 0) if hidden_gate is None else hidden_gate.stride()),
+        *((0, 0) if out_gate is None else out_gate.stride()),
+        *((0, 0) if w_in is None else w_in.stride()),
+        *w_out.stride(),
+        HAS_HIDDEN_GATE=hidden_gate is not None,
+        HAS_OUT_GATE=out_gate is not None,
+        HAS_W_IN=w_in is not None,
+        HAS_B_IN=b_in is not None,
+        HAS_B_DW=b_dw is not None,
+        HAS_B_OUT=b_out is not None,
+        HAS_SLOPE_IN=slope_in is not None,
+        HAS_SLOPE_DW=slope_dw is not None,
+        RESIDUAL=residual,
+        TAPS=taps,
+        DILATION=dilation,
+        PRECISION=precision_of(x.dtype),
+        BLOCK_S=tile.streams,
+        BLOCK_H=tile.hidden,
+        BLOCK_C=tile.channels,
+        BLOCK_O=tile.out_channels,
+        num_warps=tile.warps,
+        num_stages=2,
+    )
+    return y, updated
+
+
+def _as_item(gate: Tensor | None) -> Tensor | None:
+    return None if gate is None else gate.t()[None]

@@ -1,0 +1,200 @@
+"""One frame of the causal block for many streams, each with its own history and gates, in one launch."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dyncp_kernels.triton.arithmetic import activate, multiply, select, slope_of
+
+__all__ = ["step"]
+
+
+@triton.jit
+def product(w_tile, x_tile, total, PRECISION: tl.constexpr, ONE_STREAM: tl.constexpr):  # noqa: N803
+    """total + w_tile @ x_tile; a single stream has one column, too narrow for a matrix unit."""
+    if ONE_STREAM:
+        rows = tl.sum(w_tile.to(tl.float32) * tl.trans(x_tile.to(tl.float32)), axis=1)
+        return total + rows[:, None]
+    else:
+        return multiply(w_tile, x_tile, total, PRECISION)
+
+
+@triton.jit
+def step(
+    x,  # (streams, channels)
+    history,  # (streams, hidden, REACH)
+    hidden_gate,
+    out_gate,
+    w_in,
+    b_in,
+    w_dw,
+    b_dw,
+    w_out,
+    b_out,
+    slope_in,
+    slope_dw,
+    hidden_order,
+    hidden_count,
+    out_order,
+    out_count,
+    y,  # (streams, out_channels), contiguous
+    updated,  # (streams, hidden, REACH), contiguous, other memory than history
+    streams,
+    channels,
+    hidden,
+    out_channels,
+    x_stream_stride,
+    x_channel_stride,
+    history_stream_stride,
+    history_row_stride,
+    history_frame_stride,
+    hidden_gate_stream_stride,
+    hidden_gate_channel_stride,
+    out_gate_stream_stride,
+    out_gate_channel_stride,
+    w_in_row_stride,
+    w_in_column_stride,
+    w_out_row_stride,
+    w_out_column_stride,
+    HAS_HIDDEN_GATE: tl.constexpr,  # noqa: N803
+    HAS_OUT_GATE: tl.constexpr,  # noqa: N803
+    HAS_W_IN: tl.constexpr,  # noqa: N803
+    HAS_B_IN: tl.constexpr,  # noqa: N803
+    HAS_B_DW: tl.constexpr,  # noqa: N803
+    HAS_B_OUT: tl.constexpr,  # noqa: N803
+    HAS_SLOPE_IN: tl.constexpr,  # noqa: N803
+    HAS_SLOPE_DW: tl.constexpr,  # noqa: N803
+    RESIDUAL: tl.constexpr,  # noqa: N803
+    TAPS: tl.constexpr,  # noqa: N803
+    DILATION: tl.constexpr,  # noqa: N803
+    PRECISION: tl.constexpr,  # noqa: N803
+    BLOCK_S: tl.constexpr,  # noqa: N803
+    BLOCK_H: tl.constexpr,  # noqa: N803
+    BLOCK_C: tl.constexpr,  # noqa: N803
+    BLOCK_O: tl.constexpr,  # noqa: N803
+):
+    """One program for each BLOCK_S streams and each BLOCK_O output channels; the first of those keeps the history."""
+    REACH: tl.constexpr = (TAPS - 1) * DILATION  # noqa: N806
+    tile = tl.program_id(0).to(tl.int64)
+    stream = tile * BLOCK_S + tl.arange(0, BLOCK_S)
+    stream_ok = stream < streams
+    slope_1 = slope_of(slope_in, HAS_SLOPE_IN)
+    slope_2 = slope_of(slope_dw, HAS_SLOPE_DW)
+    keeps_history = tl.program_id(1) == 0
+
+    hidden_active = hidden
+    if HAS_HIDDEN_GATE:
+        hidden_active = tl.load(hidden_count + tile)
+        hidden_order += tile * hidden
+    out_lane = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    out_exists = out_lane < out_channels
+    out_row = out_lane
+    out_active = out_exists
+    if HAS_OUT_GATE:
+        out_row = tl.load(out_order + tile * out_channels + out_lane, mask=out_exists, other=0)
+        out_active = out_lane < tl.load(out_count + tile)
+    out_row = out_row.to(tl.int64)
+
+    total = tl.zeros([BLOCK_O, BLOCK_S], tl.float32)
+    opened = tl.zeros([BLOCK_S], tl.int32)
+    for start in range(0, hidden_active, BLOCK_H):
+        place = start + tl.arange(0, BLOCK_H)
+        row_ok = place < hidden_active
+        row = place
+        if HAS_HIDDEN_GATE:
+            row = tl.load(hidden_order + place, mask=row_ok, other=0)
+        row = row.to(tl.int64)
+        inside = row_ok[:, None] & stream_ok[None, :]
+        if HAS_W_IN:
+            u = tl.zeros([BLOCK_H, BLOCK_S], tl.float32)
+            for first in range(0, channels, BLOCK_C):
+                channel = first + tl.arange(0, BLOCK_C)
+                channel_ok = channel < channels
+                channel = channel.to(tl.int64)
+                w_tile = tl.load(
+                    w_in + row[:, None] * w_in_row_stride + channel[None, :] * w_in_column_stride,
+                    mask=row_ok[:, None] & channel_ok[None, :],
+                    other=0.0,
+                )
+                x_tile = tl.load(
+                    x + stream[None, :] * x_stream_stride + channel[:, None] * x_channel_stride,
+                    mask=channel_ok[:, None] & stream_ok[None, :],
+                    other=0.0,
+                )
+                u = product(w_tile, x_tile, u, PRECISION, BLOCK_S == 1)
+            if HAS_B_IN:
+                u += tl.load(b_in + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
+            u = activate(u, slope_1, HAS_SLOPE_IN)
+        else:
+            u = tl.load(
+                x + stream[None, :] * x_stream_stride + row[:, None] * x_channel_stride, mask=inside, other=0.0
+            ).to(tl.float32)
+        if HAS_HIDDEN_GATE:
+            gate = tl.load(
+                hidden_gate
+                + stream[None, :] * hidden_gate_stream_stride
+                + row[:, None] * hidden_gate_channel_stride,
+                mask=inside,
+                other=0,
+            ).to(tl.float32)
+            opened = tl.maximum(opened, tl.max((gate != 0).to(tl.int32), axis=0))
+            u = select(u, gate)
+
+        old = history + stream[None, :] * history_stream_stride + row[:, None] * history_row_stride
+        new = updated + (stream[None, :] * hidden + row[:, None]) * REACH
+        newest = tl.load(w_dw + row * TAPS + (TAPS - 1), mask=row_ok, other=0.0).to(tl.float32)
+        z = newest[:, None] * u
+        for tap in tl.static_range(TAPS - 1):
+            weight = tl.load(w_dw + row * TAPS + tap, mask=row_ok, other=0.0).to(tl.float32)
+            past = tl.load(old + tap * DILATION * history_frame_stride, mask=inside, other=0.0).to(tl.float32)
+            z += weight[:, None] * past
+        if REACH > 0:
+            for age in range(REACH - 1):
+                kept = tl.load(old + (age + 1) * history_frame_stride, mask=inside, other=0.0)
+                tl.store(new + age, kept, mask=inside & keeps_history)
+            tl.store(new + (REACH - 1), u.to(updated.dtype.element_ty), mask=inside & keeps_history)
+        if HAS_B_DW:
+            z += tl.load(b_dw + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
+        z = activate(z, slope_2, HAS_SLOPE_DW)
+        if HAS_HIDDEN_GATE:
+            z = select(z, gate)
+        w_tile = tl.load(
+            w_out + out_row[:, None] * w_out_row_stride + row[None, :] * w_out_column_stride,
+            mask=out_active[:, None] & row_ok[None, :],
+            other=0.0,
+        )
+        total = product(w_tile, z, total, PRECISION, BLOCK_S == 1)
+
+    if HAS_HIDDEN_GATE and REACH > 0:
+        # Closed channels append a zero to their history.
+        for start in range(hidden_active, hidden, BLOCK_H):
+            place = start + tl.arange(0, BLOCK_H)
+            row_ok = place < hidden
+            row = tl.load(hidden_order + place, mask=row_ok, other=0).to(tl.int64)
+            inside = row_ok[:, None] & stream_ok[None, :] & keeps_history
+            old = history + stream[None, :] * history_stream_stride + row[:, None] * history_row_stride
+            new = updated + (stream[None, :] * hidden + row[:, None]) * REACH
+            for age in range(REACH - 1):
+                tl.store(new + age, tl.load(old + (age + 1) * history_frame_stride, mask=inside), mask=inside)
+            zero = tl.zeros([BLOCK_H, BLOCK_S], updated.dtype.element_ty)
+            tl.store(new + (REACH - 1), zero, mask=inside)
+
+    if HAS_B_OUT:
+        total += tl.load(b_out + out_row, mask=out_active, other=0.0).to(tl.float32)[:, None]
+    written = out_exists[:, None] & stream_ok[None, :]
+    if HAS_OUT_GATE:
+        gate = tl.load(
+            out_gate + stream[None, :] * out_gate_stream_stride + out_row[:, None] * out_gate_channel_stride,
+            mask=out_active[:, None] & stream_ok[None, :],
+            other=0,
+        )
+        total = select(total, gate.to(tl.float32))
+    if HAS_HIDDEN_GATE:
+        total = tl.where((opened != 0)[None, :], total, 0.0)
+    if RESIDUAL:
+        total += tl.load(
+            x + stream[None, :] * x_stream_stride + out_row[:, None] * x_channel_stride, mask=written, other=0.0
+        ).to(tl.float32)
+    target = y + stream[None, :] * out_channels + out_row[:, None]
+    tl.store(target, total.to(y.dtype.element_ty), mask=written)
