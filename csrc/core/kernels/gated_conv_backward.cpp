@@ -9,7 +9,9 @@
 namespace dyncp::DYNCP_ISA {
 namespace {
 
-constexpr int kDotRows = 4;  // weight gradients are dot products over time, in blocks of kDotRows x kDotRows
+// Weight gradients are dot products over time, in blocks of rows and columns that fit the registers.
+constexpr int kDotRows = 4;
+constexpr int kDotColumns = kVectorRegisters == 32 ? 4 : 2;
 
 enum Phase {
   kLists,           // per item: open channels and frames
@@ -34,6 +36,7 @@ class Backward {
     width_ = (call.frames + kTile - 1) / kTile * kTile;
     u_width_ = width_ + (call.reach() + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
     partials_ = call.taps + 4;
+    x_ = workspace.take<T>(gradients.w_in == nullptr ? 0 : call.batch * call.channels * width_);
     a_ = workspace.take<T>(rows * width_);
     u_ = workspace.take<T>(rows * u_width_);
     p_ = workspace.take<T>(rows * width_);
@@ -172,7 +175,12 @@ class Backward {
         copy_frames(x_row(item, channel) + begin, frames, a_ + index(item, channel) * width_ + begin);
       }
     } else {
-      for (int64_t c = 0; c < call_.channels; ++c) copy_frames(x_row(item, c) + begin, frames, tile_ + c * kTile);
+      for (int64_t c = 0; c < call_.channels; ++c) {
+        copy_frames(x_row(item, c) + begin, frames, tile_ + c * kTile);
+        if (gradients_.w_in != nullptr) {
+          __builtin_memcpy(x_ + (item * call_.channels + c) * width_ + begin, tile_ + c * kTile, kTile * sizeof(T));
+        }
+      }
       const RowBlocks blocks(count);
       for (int64_t block = 0; block < blocks.blocks; ++block) {
         const T* w[kBlockRows];
@@ -257,6 +265,9 @@ class Backward {
   // Sums that are not finite, over the rows that are open at their frame: see the forward kernel.
   template <class IsOpen>
   void repair(const T* w, int64_t depth, int64_t frames, T* sums, IsOpen is_open_at) const {
+    Vec<T> check = zero<T>();
+    for (int t = 0; t < kTile; t += kLanes<T>) check = load(sums + t) * T(0) + check;
+    if (sum_of_lanes<T>(check) == T(0)) return;
     for (int64_t t = 0; t < frames; ++t) {
       if (sums[t] - sums[t] == T(0)) continue;
       T sum = 0;
@@ -321,16 +332,19 @@ class Backward {
     }
   }
 
-  // Multiplies a gradient by act' of `values`, and adds to slope_grad what it says about the slope.
-  static void differentiate(const T* values, const void* slope, int64_t frames, T* gradient, T* slope_grad) {
-    const T s = slope_of(slope);
-    T sum = 0;
-    for (int64_t t = 0; t < frames; ++t) {
-      const bool positive = values[t] > T(0);
-      if (!positive && gradient[t] != T(0)) sum += gradient[t] * values[t];
-      gradient[t] = positive || gradient[t] == T(0) ? gradient[t] : gradient[t] * s;
+  // Multiplies a gradient by act' of `values` over one tile, and adds to slope_grad what it says about the slope.  A
+  // gradient of zero stays zero whatever the value is: closed channels may hold NaN.
+  static void differentiate(const T* values, const void* slope, T* gradient, T* slope_grad) {
+    const Vec<T> s = broadcast(slope_of(slope));
+    Vec<T> total = zero<T>();
+    for (int t = 0; t < kTile; t += kLanes<T>) {
+      const Vec<T> v = load(values + t);
+      const Vec<T> g = load(gradient + t);
+      const Mask<T> bent = ~(v > zero<T>()) & (g != zero<T>());
+      total += select(bent, g * v, zero<T>());
+      store(gradient + t, select(bent, g * s, g));
     }
-    *slope_grad += sum;
+    *slope_grad += sum_of_lanes<T>(total);
   }
 
   void hidden_row_gradients(int64_t item, int64_t channel) {
@@ -364,9 +378,9 @@ class Backward {
         activate(p + begin, call_.slope_dw, row);
         for (int64_t t = 0; t < count; ++t) gate_grad_[begin + t] = back[begin + t] * row[t];
       }
-      __builtin_memcpy(row, back + begin, sizeof(row));
+      copy_frames(back + begin, count, row);
       gate.apply(channel, begin, count, Openness::some, row);
-      differentiate(p + begin, call_.slope_dw, count, row, slope_dw_grad);
+      differentiate(p + begin, call_.slope_dw, row, slope_dw_grad);
       __builtin_memcpy(dz + begin, row, count * sizeof(T));
     }
     const T* w = weights(call_.w_dw) + channel * call_.taps;
@@ -391,10 +405,10 @@ class Backward {
         }
         for (int64_t t = 0; t < count; ++t) gate_grad_[begin + t] += back[begin + t] * row[t];
       }
+      __builtin_memset(back + begin + count, 0, (kTile - count) * sizeof(T));
       gate.apply(channel, begin, count, Openness::some, back + begin);
-      if (call_.w_in != nullptr) differentiate(a + begin, call_.slope_in, count, back + begin, slope_in_grad);
+      if (call_.w_in != nullptr) differentiate(a + begin, call_.slope_in, back + begin, slope_in_grad);
     }
-    __builtin_memset(back + frames, 0, (width_ - frames) * sizeof(T));
     *b_in_grad = sum(back, frames);
 
     if (wants_gate) {
@@ -463,45 +477,36 @@ class Backward {
     }
   }
 
-  // sums[i][j] = sum over frames of left[i] * right[j], added to.
-  static void add_dots(const T* const* left, const T* const* right, int64_t frames, Vec<T> (*sums)[kDotRows]) {
-    Vec<T> totals[kDotRows][kDotRows];
-    __builtin_memcpy(totals, sums, sizeof(totals));
-    int64_t t = 0;
-    for (; t + kLanes<T> <= frames; t += kLanes<T>) {
-      Vec<T> r[kDotRows];
-      for (int j = 0; j < kDotRows; ++j) r[j] = load(right[j] + t);
+  // Adds to sums[i][j] the products of left[i] and right[j]; rows are padded with zeros to whole tiles.
+  DYNCP_INLINE static void add_dots(const T* const* left, const T* const* right, int64_t width,
+                                    Vec<T> (&sums)[kDotRows][kDotColumns]) {
+    for (int64_t t = 0; t < width; t += kLanes<T>) {
+      Vec<T> r[kDotColumns];
+      for (int j = 0; j < kDotColumns; ++j) r[j] = load(right[j] + t);
       for (int i = 0; i < kDotRows; ++i) {
         const Vec<T> l = load(left[i] + t);
-        for (int j = 0; j < kDotRows; ++j) totals[i][j] = l * r[j] + totals[i][j];
+        for (int j = 0; j < kDotColumns; ++j) sums[i][j] = l * r[j] + sums[i][j];
       }
     }
-    if (t < frames) {
-      for (int i = 0; i < kDotRows; ++i) {
-        const Vec<T> l = load_first(left[i] + t, frames - t);
-        for (int j = 0; j < kDotRows; ++j) totals[i][j] = l * load_first(right[j] + t, frames - t) + totals[i][j];
-      }
-    }
-    __builtin_memcpy(sums, totals, sizeof(totals));
   }
 
-  // A block of rows of a weight gradient: sum over items and frames of left rows times right rows.  A block takes the
-  // last row again where there are fewer than kDotRows.
+  // A block of rows of a weight gradient: sum over items and frames of left rows times right rows.  A block takes its
+  // last row or column again where there are too few.
   template <class Left, class Right, class Skip>
   void weight_rows(int64_t first, int64_t rows, int64_t columns, Left left_row, Right right_row, Skip skip, T* target) {
     const auto clamp = [](int64_t i, int64_t end) { return i < end ? i : end - 1; };
-    for (int64_t column = 0; column < columns; column += kDotRows) {
-      Vec<T> sums[kDotRows][kDotRows] = {};
+    for (int64_t column = 0; column < columns; column += kDotColumns) {
+      Vec<T> sums[kDotRows][kDotColumns] = {};
       for (int64_t item = 0; item < call_.batch; ++item) {
         if (skip(item)) continue;
         const T* left[kDotRows];
-        const T* right[kDotRows];
+        const T* right[kDotColumns];
         for (int i = 0; i < kDotRows; ++i) left[i] = left_row(item, clamp(first + i, rows));
-        for (int j = 0; j < kDotRows; ++j) right[j] = right_row(item, clamp(column + j, columns));
-        add_dots(left, right, call_.frames, sums);
+        for (int j = 0; j < kDotColumns; ++j) right[j] = right_row(item, clamp(column + j, columns));
+        add_dots(left, right, width_, sums);
       }
       for (int i = 0; i < kDotRows && first + i < rows; ++i) {
-        for (int j = 0; j < kDotRows && column + j < columns; ++j) {
+        for (int j = 0; j < kDotColumns && column + j < columns; ++j) {
           target[(first + i) * columns + column + j] = sum_of_lanes<T>(sums[i][j]);
         }
       }
@@ -518,7 +523,8 @@ class Backward {
     weight_rows(
         first, call_.hidden, call_.channels,
         [&](int64_t item, int64_t channel) { return back_ + index(item, channel) * width_; },
-        [&](int64_t item, int64_t channel) { return x_row(item, channel); }, skip, result(gradients_.w_in));
+        [&](int64_t item, int64_t channel) { return x_ + (item * call_.channels + channel) * width_; }, skip,
+        result(gradients_.w_in));
   }
 
   void project_weights(int64_t first) {
@@ -587,6 +593,7 @@ class Backward {
   int64_t partials_;  // per item and hidden channel: taps, b_in, b_dw, slope_in, slope_dw
 
   // Workspace, filled by the phases; rows are (item, channel).
+  T* x_;  // x, padded
   T* a_;  // W_in x + b_in, or x
   T* u_;  // padded
   T* p_;  // DW(u) + b_dw
