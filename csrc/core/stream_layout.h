@@ -20,7 +20,7 @@
 namespace dyncp {
 
 constexpr int kPad = 16;
-constexpr int kPanel = 64;
+constexpr int kPanel = 128;
 constexpr int64_t kLine = 64;
 
 enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3 };
@@ -44,25 +44,16 @@ struct PanelMatrix {
   int32_t inputs, outputs;
 };
 
-struct HiddenTail {
-  float b_in, b_dw, scale_in;  // followed by the taps, oldest first
-};
-constexpr int kHiddenTailFloats = 3;
-
-struct OutTail {
-  float b_out, scale;
-};
-
 struct PackedBlock {
   int32_t dilation, history_rows;  // rows of the ring: (taps - 1) * dilation + 1
   float slope_in, slope_dw;        // 0 for ReLU
-  PanelMatrix w_in;                // without hidden gates
-  int64_t b_dw, w_dw;              // without hidden gates: [hidden], [tap][hidden]
-  PanelMatrix w_out;               // without any gates
+  PanelMatrix w_in, w_out;         // w_in without hidden gates, w_out without any
+  int64_t b_in, scale_in;          // with hidden gates: [hidden]; the scale only for int8
+  int64_t b_dw, w_dw;              // [hidden], [tap][hidden]
   int64_t hidden_records, out_records;
-  int64_t b_out, scale_out;  // with hidden gates: [channels]
-  int64_t gate_reduce;       // rows [gate_width][channels], then bias [gate_width]
-  PanelMatrix gate_expand;   // inputs gate_width, outputs all gates; for a constant gate only bias, the scores
+  int64_t b_out, scale_out, scale_columns;  // with gates: [channels]; scales of the rows and columns of W_out for int8
+  int64_t gate_reduce;                      // rows [gate_width][channels], then bias [gate_width]
+  PanelMatrix gate_expand;  // inputs gate_width, outputs all gates; for a constant gate only bias, the scores
   // Byte offsets into the state: gates as 16 bits per vector of scores, then what is derived from them when they
   // change.
   int64_t history, pool, bits, hidden_list, out_list, hidden_mask, out_mask;
@@ -75,8 +66,8 @@ struct PackedHeader {
   Precision precision;
   Geometry geometry;
   int32_t channels_padded, hidden_padded, bins_padded, gates, gates_padded;
-  int64_t hidden_stride, hidden_tail, hidden_column;  // bytes of a record, and from its start to the tail and column
-  int64_t out_stride, out_tail;
+  int64_t hidden_stride, hidden_column;  // bytes of a record, and from its start to the column
+  int64_t out_stride;
   PanelMatrix front, back;
   int32_t has_transform;                    // n_fft is a power of two that the core transforms
   int64_t window, twiddles, real_twiddles;  // tables of the transform

@@ -42,11 +42,11 @@ uint16_t bfloat16_bits(float value) {
 
 // Symmetric int8 per output channel: q = round(w / scale), scale = max |w| / 127.  A channel with a NaN gets scale NaN,
 // so that a poisoned channel stays poisoned.
-float int8_scale(const float* row, int64_t count, int64_t step) {
+float int8_scale(const float* row, int64_t count) {
   float most = 0;
   for (int64_t i = 0; i < count; ++i) {
-    if (std::isnan(row[i * step])) return NAN;
-    most = std::max(most, std::fabs(row[i * step]));
+    if (std::isnan(row[i])) return NAN;
+    most = std::max(most, std::fabs(row[i]));
   }
   return most / 127.0f;
 }
@@ -114,7 +114,7 @@ PanelMatrix take_panel(Allocator& memory, Precision precision, int inputs, int o
 void fill_panel(Writer& writer, const PanelMatrix& matrix, const float* weights, const float* bias, bool is_int8) {
   const int outputs = matrix.outputs, inputs = matrix.inputs, all = padded(outputs);
   for (int o = 0; o < outputs; ++o) {
-    const float scale = is_int8 ? int8_scale(weights + int64_t{o} * inputs, inputs, 1) : 1.0f;
+    const float scale = is_int8 ? int8_scale(weights + int64_t{o} * inputs, inputs) : 1.0f;
     if (is_int8) writer.floats(matrix.scale)[o] = scale;
     writer.floats(matrix.bias)[o] = bias[o];
     const int64_t panel = o / kPanel * kPanel, width = std::min<int64_t>(kPanel, all - panel);
@@ -149,11 +149,9 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   // Each site starts on a fresh vector, so its gates never share one with the other site's.
   h.gates_padded = h.channels_padded * g.gates_out + h.hidden_padded * g.gates_hidden;
   const int element = element_bytes(precision);
-  h.hidden_tail = rounded_up(int64_t{h.channels_padded} * element, kLine);
-  h.hidden_column = h.hidden_tail + rounded_up((kHiddenTailFloats + g.taps) * 4, kLine);
-  h.hidden_stride = rounded_up(h.hidden_column + int64_t{h.channels_padded} * element, row_alignment);
-  h.out_tail = rounded_up(int64_t{h.hidden_padded} * element, kLine);
-  h.out_stride = rounded_up(h.out_tail + static_cast<int64_t>(sizeof(OutTail)), row_alignment);
+  h.hidden_column = int64_t{h.channels_padded} * element;
+  h.hidden_stride = rounded_up(2 * h.hidden_column, row_alignment);
+  h.out_stride = rounded_up(int64_t{h.hidden_padded} * element, row_alignment);
 
   Allocator memory(sizeof(PackedHeader) + sizeof(PackedBlock) * g.blocks);
   Allocator state(sizeof(StateHeader));
@@ -189,15 +187,22 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     } else if (g.gate_kind == GateKind::constant) {
       b.gate_expand.bias = memory.floats(h.gates_padded);
     }
+    const bool is_int8 = precision == Precision::int8;
     if (g.gates_hidden) {
-      b.b_out = memory.floats(h.channels_padded);
-      b.scale_out = memory.floats(h.channels_padded);
-      b.hidden_records = memory.take(h.hidden_stride * g.hidden, row_alignment);
+      b.b_in = memory.floats(h.hidden_padded);
+      if (is_int8) b.scale_in = memory.floats(h.hidden_padded);
     } else {
       b.w_in = take_panel(memory, precision, g.channels, g.hidden);
-      b.b_dw = memory.floats(h.hidden_padded);
-      b.w_dw = memory.floats(int64_t{h.hidden_padded} * g.taps);
-      if (!g.gates_out) b.w_out = take_panel(memory, precision, g.hidden, g.channels);
+    }
+    b.b_dw = memory.floats(h.hidden_padded);
+    b.w_dw = memory.floats(int64_t{h.hidden_padded} * g.taps);
+    if (g.gates_hidden) b.hidden_records = memory.take(h.hidden_stride * g.hidden, row_alignment);
+    if (g.gates_hidden || g.gates_out) {
+      b.b_out = memory.floats(h.channels_padded);
+      if (is_int8) b.scale_columns = memory.floats(h.channels_padded);
+      if (is_int8) b.scale_out = memory.floats(h.channels_padded);
+    } else {
+      b.w_out = take_panel(memory, precision, g.hidden, g.channels);
     }
     if (g.gates_out) b.out_records = memory.take(h.out_stride * g.channels, row_alignment);
 
@@ -259,57 +264,57 @@ void fill_gate(Writer& writer, const PackedHeader& h, const PackedBlock& b, cons
   }
 }
 
+void fill_hidden_records(Writer& writer, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
+  const Geometry& g = h.geometry;
+  const bool is_int8 = h.precision == Precision::int8;
+  std::vector<float> scale_columns(g.channels, 1.0f);
+  for (int c = 0; c < g.channels && is_int8; ++c) {
+    // Over the finite weights only: one scale serves all hidden channels, and a poisoned one must not reach others.
+    float most = 0;
+    for (int i = 0; i < g.hidden; ++i) {
+      const float w = std::fabs(source.w_out[int64_t{c} * g.hidden + i]);
+      if (w > most) most = w;
+    }
+    writer.floats(b.scale_columns)[c] = scale_columns[c] = most / 127.0f;
+  }
+  std::copy_n(source.b_in, g.hidden, writer.floats(b.b_in));
+  for (int i = 0; i < g.hidden; ++i) {
+    const int64_t record = b.hidden_records + i * h.hidden_stride;
+    const float* row = source.w_in + int64_t{i} * g.channels;
+    const float scale = is_int8 ? int8_scale(row, g.channels) : 1.0f;
+    if (is_int8) writer.floats(b.scale_in)[i] = scale;
+    for (int c = 0; c < g.channels; ++c) {
+      writer.weight(record, c, row[c], scale);
+      writer.weight(record + h.hidden_column, c, source.w_out[int64_t{c} * g.hidden + i], scale_columns[c]);
+    }
+  }
+}
+
 void fill_block(Writer& writer, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
   const Geometry& g = h.geometry;
   const bool is_int8 = h.precision == Precision::int8;
   if (g.gate_kind != GateKind::none) fill_gate(writer, h, b, source);
+  std::copy_n(source.b_dw, g.hidden, writer.floats(b.b_dw));
+  for (int i = 0; i < g.hidden; ++i) {
+    for (int k = 0; k < g.taps; ++k) {
+      writer.floats(b.w_dw)[int64_t{k} * h.hidden_padded + i] = source.w_dw[int64_t{i} * g.taps + k];
+    }
+  }
   if (g.gates_hidden) {
-    std::copy_n(source.b_out, g.channels, writer.floats(b.b_out));
-    std::vector<float> scale_out(g.channels, 1.0f);
-    for (int c = 0; c < g.channels && is_int8; ++c) {
-      // Over the finite weights only: one scale serves all hidden channels, and a poisoned one must not reach others.
-      float most = 0;
-      for (int i = 0; i < g.hidden; ++i) {
-        const float w = std::fabs(source.w_out[int64_t{c} * g.hidden + i]);
-        if (w > most) most = w;
-      }
-      scale_out[c] = most / 127.0f;
-    }
-    std::copy_n(scale_out.data(), g.channels, writer.floats(b.scale_out));
-    for (int i = 0; i < g.hidden; ++i) {
-      const int64_t record = b.hidden_records + i * h.hidden_stride;
-      const float* row = source.w_in + int64_t{i} * g.channels;
-      const float scale = is_int8 ? int8_scale(row, g.channels, 1) : 1.0f;
-      for (int c = 0; c < g.channels; ++c) {
-        writer.weight(record, c, row[c], scale);
-        writer.weight(record + h.hidden_column, c, source.w_out[int64_t{c} * g.hidden + i], scale_out[c]);
-      }
-      float* tail = writer.floats(record + h.hidden_tail);
-      tail[0] = source.b_in[i];
-      tail[1] = source.b_dw[i];
-      tail[2] = scale;
-      std::copy_n(source.w_dw + int64_t{i} * g.taps, g.taps, tail + kHiddenTailFloats);
-    }
+    fill_hidden_records(writer, h, b, source);
   } else {
     fill_panel(writer, b.w_in, source.w_in, source.b_in, is_int8);
-    std::copy_n(source.b_dw, g.hidden, writer.floats(b.b_dw));
-    for (int i = 0; i < g.hidden; ++i) {
-      for (int k = 0; k < g.taps; ++k) {
-        writer.floats(b.w_dw)[int64_t{k} * h.hidden_padded + i] = source.w_dw[int64_t{i} * g.taps + k];
-      }
-    }
-    if (!g.gates_out) fill_panel(writer, b.w_out, source.w_out, source.b_out, is_int8);
   }
-  if (g.gates_out) {
-    for (int c = 0; c < g.channels; ++c) {
-      const int64_t record = b.out_records + c * h.out_stride;
-      const float* row = source.w_out + int64_t{c} * g.hidden;
-      const float scale = is_int8 ? int8_scale(row, g.hidden, 1) : 1.0f;
-      for (int i = 0; i < g.hidden; ++i) writer.weight(record, i, row[i], scale);
-      float* tail = writer.floats(record + h.out_tail);
-      tail[0] = source.b_out[c];
-      tail[1] = scale;
-    }
+  if (!g.gates_hidden && !g.gates_out) {
+    fill_panel(writer, b.w_out, source.w_out, source.b_out, is_int8);
+    return;
+  }
+  std::copy_n(source.b_out, g.channels, writer.floats(b.b_out));
+  for (int c = 0; c < g.channels && g.gates_out; ++c) {
+    const float* row = source.w_out + int64_t{c} * g.hidden;
+    const float scale = is_int8 ? int8_scale(row, g.hidden) : 1.0f;
+    if (is_int8) writer.floats(b.scale_out)[c] = scale;
+    for (int i = 0; i < g.hidden; ++i) writer.weight(b.out_records + c * h.out_stride, i, row[i], scale);
   }
 }
 

@@ -20,28 +20,33 @@ DYNCP_INLINE Floats activate(Floats v, float slope) { return prelu<float>(v, slo
 
 // ---- products in which every output is wanted
 
-// kPanels panels, kVectors vectors of outputs in each, over all inputs.
-template <class W, int kPanels, int kVectors>
-DYNCP_INLINE void panel_tile(const W* weights, int64_t panel_step, int64_t row_step, const float* x, int inputs,
-                             const float* bias, const float* scale, float* out) {
-  Floats sums[kPanels][kVectors];
-  for (int p = 0; p < kPanels; ++p) {
-    for (int v = 0; v < kVectors; ++v) {
-      sums[p][v] = kScaled<W> ? zero<float>() : load(bias + p * kPanel + v * kWidth);
-    }
+// kVectors vectors of outputs, neighbours in one panel, over all inputs.
+template <class W, int kVectors>
+DYNCP_INLINE void panel_tile(const W* weights, int64_t row_step, const float* x, int inputs, const float* bias,
+                             const float* scale, float* out) {
+  // Two chains of sums where the registers allow it: eight alone just cover the latency of a multiply-add.
+  constexpr int kChains = 2 * kVectors <= kVectorRegisters / 2 ? 2 : 1;
+  Floats sums[kVectors], others[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    sums[v] = kScaled<W> ? zero<float>() : load(bias + v * kWidth);
+    others[v] = zero<float>();
   }
-  for (int i = 0; i < inputs; ++i) {
+  int i = 0;
+  for (; kChains == 2 && i + 1 < inputs; i += 2) {
+    const Floats value = broadcast(x[i]), other = broadcast(x[i + 1]);
+    const W* row = weights + i * row_step;
+    for (int v = 0; v < kVectors; ++v) sums[v] += value * load_weights(row + v * kWidth);
+    for (int v = 0; v < kVectors; ++v) others[v] += other * load_weights(row + row_step + v * kWidth);
+  }
+  for (; i < inputs; ++i) {
     const Floats value = broadcast(x[i]);
     const W* row = weights + i * row_step;
-    for (int p = 0; p < kPanels; ++p) {
-      for (int v = 0; v < kVectors; ++v) sums[p][v] += value * load_weights(row + p * panel_step + v * kWidth);
-    }
+    for (int v = 0; v < kVectors; ++v) sums[v] += value * load_weights(row + v * kWidth);
   }
-  for (int p = 0; p < kPanels; ++p) {
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t place = p * kPanel + v * kWidth;
-      store(out + place, kScaled<W> ? sums[p][v] * load(scale + place) + load(bias + place) : sums[p][v]);
-    }
+  for (int v = 0; v < kVectors; ++v) sums[v] += others[v];
+  for (int v = 0; v < kVectors; ++v) {
+    const Floats sum = kScaled<W> ? sums[v] * load(scale + v * kWidth) + load(bias + v * kWidth) : sums[v];
+    store(out + v * kWidth, sum);
   }
 }
 
@@ -52,22 +57,14 @@ void multiply_panels(const void* model, const PanelMatrix& matrix, const float* 
   const float* bias = at<float>(model, matrix.bias);
   const float* scale = at<float>(model, matrix.scale);
   const int outputs = (matrix.outputs + kPad - 1) / kPad * kPad, inputs = matrix.inputs;
-  const int64_t panel_step = int64_t{inputs} * kPanel;
-  int start = 0;
-  if constexpr (kPanel / kWidth == 4) {
-    for (; start + 2 * kPanel <= outputs; start += 2 * kPanel) {
-      panel_tile<W, 2, 4>(weights + int64_t{start} * inputs, panel_step, kPanel, x, inputs, bias + start, scale + start,
-                          out + start);
-    }
-  }
-  for (; start < outputs; start += kPanel) {
+  for (int start = 0; start < outputs; start += kPanel) {
     const int width = least(kPanel, outputs - start);
     const W* panel = weights + int64_t{start} * inputs;
     for (int done = 0; done < width;) {
       const int left = (width - done) / kWidth, from = start + done;
       const auto run = [&](auto vectors) {
         constexpr int kVectors = decltype(vectors)::value;
-        panel_tile<W, 1, kVectors>(panel + done, 0, width, x, inputs, bias + from, scale + from, out + from);
+        panel_tile<W, kVectors>(panel + done, width, x, inputs, bias + from, scale + from, out + from);
         done += kVectors * kWidth;
       };
       if (left >= 8) {
@@ -293,23 +290,24 @@ struct Channels {
   Floats u, z;
 };
 
-template <class W>
-DYNCP_INLINE Channels compute_channels(const PackedHeader& h, const PackedBlock& b, const History& history,
-                                       const int32_t* indices, const char* const* records, const float* x) {
+// Values of an array over the channels: neighbours from `first`, or those at the indices.
+DYNCP_INLINE Floats pick(const float* values, int first) { return load(values + first); }
+DYNCP_INLINE Floats pick(const float* values, const int32_t* indices) { return gather(values, indices); }
+
+template <class W, class Which>
+DYNCP_INLINE Channels compute_channels(const PackedHeader& h, const PackedBlock& b, const History& history, Which which,
+                                       const char* const* records, const float* x) {
   const int taps = h.geometry.taps;
   Floats u = multiply_rows<W, false>(records, x, nullptr, h.channels_padded);
-  const float* tails = at<float>(&h, b.hidden_records + h.hidden_tail);
-  const int32_t stride = static_cast<int32_t>(h.hidden_stride / 4);
-  int32_t places[kWidth];
-  for (int r = 0; r < kWidth; ++r) places[r] = indices[r] * stride;
-  const Floats b_in = gather(tails, places);
-  u = kScaled<W> ? u * gather(tails + 2, places) + b_in : u + b_in;
+  const Floats b_in = pick(at<float>(&h, b.b_in), which);
+  u = kScaled<W> ? u * pick(at<float>(&h, b.scale_in), which) + b_in : u + b_in;
   u = activate(u, b.slope_in);
-  Floats sum = gather(tails + 1, places);
+  Floats sum = pick(at<float>(&h, b.b_dw), which);
+  const float* w_dw = at<float>(&h, b.w_dw);
   for (int k = 0; k + 1 < taps; ++k) {
-    sum += gather(tails + kHiddenTailFloats + k, places) * gather(history.rows[k], indices);
+    sum += pick(w_dw + int64_t{k} * h.hidden_padded, which) * pick(history.rows[k], which);
   }
-  sum += gather(tails + kHiddenTailFloats + taps - 1, places) * u;
+  sum += pick(w_dw + int64_t{taps - 1} * h.hidden_padded, which) * u;
   return {u, activate(sum, b.slope_dw)};
 }
 
@@ -321,7 +319,7 @@ void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History&
   float* now = history.rows[h.geometry.taps - 1];
   for (int i = 0; i < h.hidden_padded; i += kWidth) store(now + i, zero<float>());
   const char* base = at<char>(&h, b.hidden_records);
-  const int64_t used = with_columns ? h.hidden_column + int64_t{h.channels_padded} * sizeof(W) : h.hidden_column;
+  const int64_t used = with_columns ? 2 * h.hidden_column : h.hidden_column;
   for (int first = 0; first < count; first += kWidth) {
     const char *records[kWidth], *columns[kWidth];
     for (int r = 0; r < kWidth; ++r) {
@@ -350,12 +348,8 @@ void hidden_masked(const PackedHeader& h, const PackedBlock& b, const History& h
   const char* base = at<char>(&h, b.hidden_records);
   for (int first = 0; first < h.hidden_padded; first += kWidth) {
     const char* records[kWidth];
-    int32_t indices[kWidth];
-    for (int r = 0; r < kWidth; ++r) {
-      indices[r] = least(first + r, h.geometry.hidden - 1);
-      records[r] = base + indices[r] * h.hidden_stride;
-    }
-    const Channels channels = compute_channels<W>(h, b, history, indices, records, x);
+    for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, h.geometry.hidden - 1) * h.hidden_stride;
+    const Channels channels = compute_channels<W>(h, b, history, first, records, x);
     const Integers kept = bits_as<Integers>(load(mask + first));
     store(now + first, select(kept, channels.u, zero<float>()));
     store(z + first, select(kept, channels.z, zero<float>()));
@@ -370,17 +364,13 @@ void out_dense(const PackedHeader& h, const PackedBlock& b, const float* z, floa
   for (int i = 0; i < h.channels_padded; i += kWidth) store(x + i, load(x + i) + load(branch + i));
 }
 
-template <class W>
-DYNCP_INLINE Floats compute_outputs(const PackedHeader& h, const PackedBlock& b, const int32_t* indices,
+template <class W, class Which>
+DYNCP_INLINE Floats compute_outputs(const PackedHeader& h, const PackedBlock& b, Which which,
                                     const char* const* records, const float* z, const float* hidden_mask) {
   const Floats product = hidden_mask != nullptr ? multiply_rows<W, true>(records, z, hidden_mask, h.hidden_padded)
                                                 : multiply_rows<W, false>(records, z, nullptr, h.hidden_padded);
-  const float* tails = at<float>(&h, b.out_records + h.out_tail);
-  const int32_t stride = static_cast<int32_t>(h.out_stride / 4);
-  int32_t places[kWidth];
-  for (int r = 0; r < kWidth; ++r) places[r] = indices[r] * stride;
-  const Floats b_out = gather(tails, places);
-  return kScaled<W> ? product * gather(tails + 1, places) + b_out : product + b_out;
+  const Floats b_out = pick(at<float>(&h, b.b_out), which);
+  return kScaled<W> ? product * pick(at<float>(&h, b.scale_out), which) + b_out : product + b_out;
 }
 
 template <class W>
@@ -391,7 +381,7 @@ void out_gathered(const PackedHeader& h, const PackedBlock& b, const int32_t* li
     const char* records[kWidth];
     for (int r = 0; r < kWidth; ++r) records[r] = base + list[first + r] * h.out_stride;
     for (int r = first + kWidth; r < least(first + 2 * kWidth, count); ++r) {
-      prefetch_bytes(base + list[r] * h.out_stride, h.out_tail + kLine);
+      prefetch_bytes(base + list[r] * h.out_stride, int64_t{h.hidden_padded} * static_cast<int64_t>(sizeof(W)));
     }
     float y[kWidth];
     store(y, compute_outputs<W>(h, b, list + first, records, z, hidden_mask));
@@ -405,12 +395,8 @@ void out_masked(const PackedHeader& h, const PackedBlock& b, const float* mask, 
   const char* base = at<char>(&h, b.out_records);
   for (int first = 0; first < h.channels_padded; first += kWidth) {
     const char* records[kWidth];
-    int32_t indices[kWidth];
-    for (int r = 0; r < kWidth; ++r) {
-      indices[r] = least(first + r, h.geometry.channels - 1);
-      records[r] = base + indices[r] * h.out_stride;
-    }
-    const Floats y = compute_outputs<W>(h, b, indices, records, z, hidden_mask);
+    for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, h.geometry.channels - 1) * h.out_stride;
+    const Floats y = compute_outputs<W>(h, b, first, records, z, hidden_mask);
     const Integers kept = bits_as<Integers>(load(mask + first));
     store(x + first, select(kept, load(x + first) + y, load(x + first)));
   }
@@ -420,7 +406,7 @@ void out_masked(const PackedHeader& h, const PackedBlock& b, const float* mask, 
 template <class W>
 void finish_columns(const PackedHeader& h, const PackedBlock& b, const float* out_mask, const float* branch, float* x) {
   const float* b_out = at<float>(&h, b.b_out);
-  const float* scale = at<float>(&h, b.scale_out);
+  const float* scale = at<float>(&h, b.scale_columns);
   for (int i = 0; i < h.channels_padded; i += kWidth) {
     const Floats sum = kScaled<W> ? load(branch + i) * load(scale + i) : load(branch + i);
     const Floats y = load(x + i) + (sum + load(b_out + i));
@@ -502,7 +488,8 @@ void step_with(const PackedHeader& h, void* state, const float* features, float 
       const bool reads_all = static_cast<float>(kept[n].out) > crossover.out * static_cast<float>(g.channels);
       if (!reads_all) {
         for (int r = 0; r < least(kWidth, kept[n].out); ++r) {
-          prefetch_bytes(at<char>(&h, b.out_records) + list[r] * h.out_stride, h.out_tail + kLine);
+          prefetch_bytes(at<char>(&h, b.out_records) + list[r] * h.out_stride,
+                         int64_t{h.hidden_padded} * static_cast<int64_t>(sizeof(W)));
         }
       }
       hidden_dense<W>(h, b, history, x, z);

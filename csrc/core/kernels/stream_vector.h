@@ -41,7 +41,17 @@ DYNCP_INLINE Floats load_weights(const Half* p) {
 #endif
 }
 
-DYNCP_INLINE Floats load_weights(const BFloat16* p) { return load(p); }
+DYNCP_INLINE Floats load_weights(const BFloat16* p) {
+#if defined(__AVX512F__)
+  const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return reinterpret_cast<Floats>(_mm512_maskz_slli_epi32(0xffff, wide, 16));
+#elif defined(__AVX2__)
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return reinterpret_cast<Floats>(_mm256_slli_epi32(wide, 16));
+#else
+  return load(p);
+#endif
+}
 
 DYNCP_INLINE Floats load_weights(const Int8* p) {
   typename VectorOf<int8_t, kWidth>::type bytes;
