@@ -1,0 +1,79 @@
+"""What a measurement ran on."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dyncp_kernels import __version__
+from dyncp_kernels._extension import LIBRARY, extension_loaded, instruction_set
+
+__all__ = ["machine_header"]
+
+_PACKAGES = ("torch", "numpy", "onnxruntime", "openvino")
+
+
+def machine_header() -> dict[str, Any]:
+    """Processor, caches, instruction set, operating system, versions, date; None for what cannot be read."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "caches": _caches(),
+        "governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "instruction_set": instruction_set(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "dyncp_kernels": __version__,
+        "compiler": _compiler(),
+        **{package: _version(package) for package in _PACKAGES},
+    }
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def _processor() -> str:
+    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _caches() -> dict[str, str]:
+    """Sizes of one core's caches, by name: L1d, L1i, L2, L3."""
+    sizes = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = (_text(index / name) for name in ("level", "type", "size"))
+        if level and kind and size:
+            sizes[f"L{level}{kind[0].lower() if kind in ('Data', 'Instruction') else ''}"] = size
+    return sizes
+
+
+def _compiler() -> str | None:
+    """Compiler of the extension, as it signed the library."""
+    if not extension_loaded():
+        return None
+    binary = LIBRARY.read_bytes()
+    for mark in (b"GCC: (", b"clang version "):
+        start = binary.find(mark)
+        if start >= 0:
+            return binary[start : binary.index(b"\0", start)].decode(errors="replace")
+    return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package) if package != "torch" else torch.__version__
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,294 @@
+"""What is measured: suites of cases, each run in one process with its engines taking turns."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dyncp_kernels.bench.engines import ENGINES, Engine, Run
+from dyncp_kernels.bench.engines.dyncp import HopStream, Stream
+from dyncp_kernels.bench.machine import machine_header
+from dyncp_kernels.bench.masks import Masks, find_recorded, random_masks, read_recorded
+from dyncp_kernels.bench.measure import Check, check_offline, check_stream, measure
+from dyncp_kernels.bench.narrower import dense_config, width_of_equal_macs, width_of_equal_time
+from dyncp_kernels.bench.row import Results, Row, with_savings
+from dyncp_kernels.bench.workload import Workload, hop_workload, synthetic_workload
+from dyncp_kernels.engine import PRECISIONS
+from dyncp_kernels.nn.config import ConvFSENetConfig
+
+__all__ = ["DENSITIES", "SUITES", "Case", "Plan", "run_cases", "run_suites"]
+
+DENSITIES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+_MAIN_DENSITY = 0.25
+_SITES = ("output", "hidden")
+_BASELINE = "dyncp static"
+_CLIPS = ((1, 500), (16, 250))
+_STREAM_FRAMES = 500
+_CALIBRATION_SHARE = 0.25
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure.
+
+    Attributes:
+        seconds: of measuring, per suite and shape.
+        threads: for every engine.
+        quick: leave out what takes long to prepare or run: torch.compile, the batch of 16 clips, most densities.
+        recorded: folder of recorded masks, SITE_PERCENT.npz; None or an empty folder leaves those rows out.
+        config: geometry.
+        stream_frames: different frames in a stream.
+        clips: (batch, frames) of the offline suite.
+    """
+
+    seconds: float = 20.0
+    threads: int = 1
+    quick: bool = False
+    recorded: str | os.PathLike[str] | None = None
+    config: ConvFSENetConfig = field(default_factory=ConvFSENetConfig)
+    stream_frames: int = _STREAM_FRAMES
+    clips: Sequence[tuple[int, int]] = _CLIPS
+
+    @property
+    def densities(self) -> tuple[float, ...]:
+        """Densities of the gated cases."""
+        return (_MAIN_DENSITY, 1.0) if self.quick else DENSITIES
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row to be: an engine on a workload.
+
+    Attributes:
+        suite: name of the suite.
+        engine: name for the row.
+        work: the workload.
+        make: prepares the engine.
+        dtype: of the weights.
+        offline: whole clips a call, instead of a frame.
+    """
+
+    suite: str
+    engine: str
+    work: Workload
+    make: Callable[[], Run]
+    dtype: str = "float32"
+    offline: bool = False
+
+
+def run_suites(names: Sequence[str], plan: Plan, notice: Notice = lambda text: None) -> Results:
+    """Measure suites, names of :data:`SUITES`.
+
+    Args:
+        names: in order.
+        plan: how much.
+        notice: called with each stage.
+
+    Raises:
+        ValueError: no such suite.
+    """
+    rows: list[Row] = []
+    notes: list[str] = []
+    threads = torch.get_num_threads()
+    try:
+        for name in names:
+            if name not in SUITES:
+                raise ValueError(f"run_suites: suites must be of {list(SUITES)} (got {name!r})")
+            SUITES[name](plan, rows, notes, notice)
+    finally:
+        torch.set_num_threads(threads)
+    return Results(machine_header(), rows, list(dict.fromkeys(notes)))
+
+
+def run_cases(cases: Sequence[Case], plan: Plan, seconds: float, notice: Notice = lambda text: None) -> list[Row]:
+    """Prepare, check and time the cases together; a row per case, with savings against ``dyncp static``."""
+    torch.set_num_threads(plan.threads)
+    runs: dict[str, Run] = {}
+    checks: dict[str, Check] = {}
+    for index, case in enumerate(cases):
+        notice(f"{case.suite}: preparing {case.engine} ({index + 1} of {len(cases)})")
+        run = runs[str(index)] = case.make()
+        check = check_offline if case.offline else check_stream
+        checks[str(index)] = check(run, case.work, case.dtype)
+    offline = cases[0].offline
+    notice(f"{cases[0].suite}: measuring {len(cases)} engines for {seconds:.0f} s")
+    # A call offline is long enough to bring its own data back into the caches.
+    calls, settle = (1, 0) if offline else (40, 10)
+    frames = {str(i): case.work.batch * case.work.frames if offline else 1 for i, case in enumerate(cases)}
+    cycle = 1 if offline else min(case.work.frames for case in cases)
+    timings = measure(runs, frames, cycle=cycle, calls=calls, settle=settle, seconds=seconds)
+    rows = []
+    for index, case in enumerate(cases):
+        timing, check_result = timings[str(index)], checks[str(index)]
+        rows.append(
+            Row(
+                suite=case.suite,
+                engine=case.engine,
+                site=case.work.config.site,
+                density=case.work.density,
+                gates=case.work.source,
+                dtype=case.dtype,
+                threads=plan.threads,
+                batch=case.work.batch,
+                frames=case.work.frames if offline else 1,
+                macs_per_frame=case.work.macs_per_frame,
+                p50_us_per_frame=timing.p50,
+                p99_us_per_frame=timing.p99,
+                saving_macs=None,
+                saving_time=None,
+                realised=None,
+                correct=check_result.correct,
+                max_error=check_result.max_error,
+            )
+        )
+    return _savings(rows)
+
+
+def _savings(rows: Sequence[Row]) -> list[Row]:
+    """Savings of this package's rows against its static network in the same dtype."""
+    baselines = {row.dtype: row for row in rows if row.engine == _BASELINE}
+    own = ("dyncp", "narrower")
+    return [
+        with_savings(row, baselines[row.dtype]) if row.dtype in baselines and row.engine.startswith(own) else row
+        for row in rows
+    ]
+
+
+def _gated_works(plan: Plan, batch: int, frames: int, densities: Sequence[float], notes: list[str]) -> list[Workload]:
+    """Workloads of both sites with random and, where there are any, recorded gates."""
+    recorded = {} if plan.recorded is None else find_recorded(plan.recorded)
+    works = []
+    for site in _SITES:
+        config = ConvFSENetConfig.from_dict({**plan.config.to_dict(), "site": site})
+        channels = config.channels if site == "output" else config.hidden
+
+        def add(masks: Masks, density: float, source: str, config: ConvFSENetConfig = config) -> None:
+            works.append(synthetic_workload(config, batch, frames, masks=masks, density=density, source=source))
+
+        for density in densities:
+            add(random_masks(config.blocks, channels, frames, density), density, "random")
+            if path := recorded.get((site, density)):
+                add(read_recorded(path, frames), density, "recorded")
+            elif density not in (0.0, 1.0):
+                notes.append(f"no recorded masks for {site} at {density:.0%}: {_where(plan.recorded, site, density)}")
+    return works
+
+
+def _where(folder: str | os.PathLike[str] | None, site: str, density: float) -> str:
+    name = f"{site}_{round(100 * density)}.npz"
+    return f"no folder given, {name} would be in it" if folder is None else f"no {Path(folder) / name}"
+
+
+def _case(suite: str, engine: Engine, work: Workload, plan: Plan, offline: bool) -> Case | None:
+    make = engine.offline if offline else engine.stream
+    return None if make is None else Case(suite, engine.name, work, partial(make, work, plan.threads), offline=offline)
+
+
+def _available(engine: Engine, plan: Plan, notes: list[str]) -> bool:
+    missing = [module for module in engine.modules if importlib.util.find_spec(module) is None]
+    if missing:
+        notes.append(f"{engine.name} left out: pip install 'dyncp_kernels[bench]' (got no {', '.join(missing)})")
+    if engine.slow_start and plan.quick:
+        notes.append(f"{engine.name} left out of a quick run: it compiles for a minute")
+    return not missing and not (engine.slow_start and plan.quick)
+
+
+def _engine_suite(
+    suite: str, batch: int, frames: int, offline: bool, plan: Plan, rows: list[Row], notes: list[str], notice: Notice
+) -> None:
+    """All engines on the static network, gated ones at all densities, and narrower dense networks."""
+    static = synthetic_workload(plan.config, batch, frames)
+    gated = _gated_works(plan, batch, frames, plan.densities, notes)
+    engines = [engine for engine in ENGINES.values() if _available(engine, plan, notes)]
+    cases = [_case(suite, engine, static, plan, offline) for engine in engines if not engine.gated]
+    for work in gated:
+        # What multiplies by the mask takes the same time at every density.
+        others = engines if work.density == _MAIN_DENSITY else [ENGINES["dyncp gated"]]
+        cases += [_case(suite, engine, work, plan, offline) for engine in others if engine.gated]
+    found = [case for case in cases if case is not None]
+    found += _narrower_cases(suite, [work for work in gated if work.density == _MAIN_DENSITY], plan, offline, notice)
+    rows += run_cases(found, plan, plan.seconds, notice)
+
+
+def _narrower_cases(suite: str, works: Sequence[Workload], plan: Plan, offline: bool, notice: Notice) -> list[Case]:
+    """Dense networks with as many MACs, and as much measured time, as each gated workload."""
+    engine = ENGINES[_BASELINE]
+
+    def dense(hidden: int) -> Workload:
+        return synthetic_workload(dense_config(plan.config, hidden), works[0].batch, works[0].frames)
+
+    widths = sorted({max(8, plan.config.hidden * part // 8) for part in range(1, 9)})
+    trials = [_case(suite, engine, dense(width), plan, offline) for width in widths]
+    trials += [_case(suite, ENGINES["dyncp gated"], work, plan, offline) for work in works]
+    notice(f"{suite}: looking for dense networks of equal time")
+    measured = run_cases([case for case in trials if case is not None], plan, _CALIBRATION_SHARE * plan.seconds)
+    times = {width: row.p50_us_per_frame for width, row in zip(widths, measured)}
+    cases = []
+    for work, row in zip(works, measured[len(widths) :]):
+        twin = f"{work.config.site} {work.density:.0%} {work.source}"
+        for what, width in (
+            ("MACs", width_of_equal_macs(plan.config, work.macs_per_frame)),
+            ("time", width_of_equal_time(times, row.p50_us_per_frame)),
+        ):
+            case = _case(suite, engine, dense(width), plan, offline)
+            assert case is not None
+            name = f"narrower dense {width}, {what} of {twin}"
+            cases.append(Case(suite, name, case.work, case.make, offline=offline))
+    return cases
+
+
+def _streaming(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
+    _engine_suite("streaming", 1, plan.stream_frames, False, plan, rows, notes, notice)
+
+
+def _offline(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
+    for batch, frames in plan.clips[:1] if plan.quick else plan.clips:
+        _engine_suite("offline", batch, frames, True, plan, rows, notes, notice)
+
+
+def _precision(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
+    """Narrower weights, streaming."""
+    works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
+    works += _gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
+    cases = [
+        Case(
+            "precision",
+            _BASELINE if work.source == "none" else "dyncp gated",
+            work,
+            partial(Stream, work, plan.threads, dtype),
+            dtype,
+        )
+        for dtype in PRECISIONS
+        for work in works
+    ]
+    rows += run_cases(cases, plan, plan.seconds / 2, notice)
+
+
+def _full_path(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
+    """Samples in, samples out, beside the network alone on the same frames."""
+    works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
+    works += _gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
+    cases = []
+    for work in map(hop_workload, works):
+        name = _BASELINE if work.source == "none" else "dyncp gated"
+        alone = Workload(work.network, work.features, work.gates, work.density, work.source)
+        cases.append(Case("full_path", name, alone, partial(Stream, alone, plan.threads)))
+        cases.append(Case("full_path", f"{name}, samples", work, partial(HopStream, work, plan.threads)))
+    rows += run_cases(cases, plan, plan.seconds / 2, notice)
+
+
+SUITES: dict[str, Callable[[Plan, list[Row], list[str], Notice], None]] = {
+    "streaming": _streaming,
+    "precision": _precision,
+    "full_path": _full_path,
+    "offline": _offline,
+}
+"""The suites by name."""
