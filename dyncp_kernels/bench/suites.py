@@ -22,7 +22,7 @@ from dyncp_kernels.bench.workload import Workload, hop_workload, synthetic_workl
 from dyncp_kernels.engine import PRECISIONS
 from dyncp_kernels.nn.config import ConvFSENetConfig
 
-__all__ = ["DENSITIES", "SUITES", "Case", "Plan", "run_cases", "run_suites"]
+__all__ = ["DENSITIES", "SUITES", "Case", "Plan", "gated_works", "run_cases", "run_suites"]
 
 DENSITIES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 _MAIN_DENSITY = 0.25
@@ -162,7 +162,7 @@ def _savings(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _gated_works(plan: Plan, batch: int, frames: int, densities: Sequence[float], notes: list[str]) -> list[Workload]:
+def gated_works(plan: Plan, batch: int, frames: int, densities: Sequence[float], notes: list[str]) -> list[Workload]:
     """Workloads of both sites with random and, where there are any, recorded gates."""
     recorded = {} if plan.recorded is None else find_recorded(plan.recorded)
     works = []
@@ -206,7 +206,7 @@ def _engine_suite(
 ) -> None:
     """All engines on the static network, gated ones at all densities, and narrower dense networks."""
     static = synthetic_workload(plan.config, batch, frames)
-    gated = _gated_works(plan, batch, frames, plan.densities, notes)
+    gated = gated_works(plan, batch, frames, plan.densities, notes)
     engines = [engine for engine in ENGINES.values() if _available(engine, plan, notes)]
     cases = [_case(suite, engine, static, plan, offline) for engine in engines if not engine.gated]
     for work in gated:
@@ -257,7 +257,7 @@ def _offline(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> N
 def _precision(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
     """Narrower weights, streaming."""
     works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
-    works += _gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
+    works += gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
     cases = [
         Case(
             "precision",
@@ -275,7 +275,7 @@ def _precision(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) ->
 def _full_path(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
     """Samples in, samples out, beside the network alone on the same frames."""
     works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
-    works += _gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
+    works += gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
     cases = []
     for work in map(hop_workload, works):
         name = _BASELINE if work.source == "none" else "dyncp gated"

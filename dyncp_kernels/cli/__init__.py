@@ -13,7 +13,14 @@ __all__ = ["build_app", "main"]
 
 # Command, and the function of the module of that name. Modules import typer and nothing heavier at their top, so that
 # the help appears at once.
-_COMMANDS = {"enhance": "enhance", "demo": "demo", "info": "info", "train": "train", "eval": "evaluate", "bench": "bench"}
+_COMMANDS = {
+    "enhance": "enhance",
+    "demo": "demo",
+    "info": "info",
+    "train": "train",
+    "eval": "evaluate",
+    "bench": "bench",
+}
 
 
 def build_app() -> Any:

@@ -75,8 +75,8 @@ class Stream(Run):
 
     def __init__(self, work: Workload, threads: int, precision: str = "float32"):
         torch.set_num_threads(threads)
-        self._placed = PlacedGates(work, precision) if work.source != "none" else None
-        self.engine = StreamEngine(work.network if self._placed is None else self._placed.model, precision)
+        self.placed = PlacedGates(work, precision) if work.source != "none" else None
+        self.engine = StreamEngine(work.network if self.placed is None else self.placed.model, precision)
         self._frames = self._inputs(work)
         self._out = torch.empty_like(self._frames[0])
         self._step: Any = self.engine.step
@@ -88,8 +88,8 @@ class Stream(Run):
         self.engine.reset()
 
     def place_gates(self, frame: int) -> None:
-        if self._placed is not None:
-            self._placed.place(frame)
+        if self.placed is not None:
+            self.placed.place(frame)
 
     def __call__(self, frame: int) -> None:
         self._step(self._frames[frame], self._out)
