@@ -17,12 +17,13 @@ template <class T, class Storage>
 class Tiles {
  public:
   Tiles(const GatedConv& call, void* y, Arena arena) : call_(call), y_(static_cast<Storage*>(y)) {
-    row_width_ = (call.reach() + kTile + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+    past_ = whole_vectors<T>(call.reach()) * kLanes<T>;
+    row_width_ = past_ + kTile;
     x_tile_ = arena.take<T>(call.channels * kTile);
     z_ = arena.take<T>(call.hidden * kTile);
     u_rows_ = arena.take<T>(kBlockRows * row_width_);
     sums_ = arena.take<T>(kBlockRows * kTile);
-    history_ = arena.take<T>(call.hidden * call.reach());
+    history_ = arena.take<T>(call.hidden * past_);
     remembers_ = arena.take<uint8_t>(call.hidden);
     open_rows_ = arena.take<int32_t>(call.hidden);
     openness_ = arena.take<Openness>(call.hidden);
@@ -55,7 +56,7 @@ class Tiles {
 
   // Fills the history of a tile that has no predecessor in this range: u at [first - left, first + right).
   void start(int64_t first) {
-    __builtin_memset(history_, 0, call_.hidden * call_.reach() * sizeof(T));
+    __builtin_memset(history_, 0, call_.hidden * past_ * sizeof(T));
     __builtin_memset(remembers_, 0, call_.hidden);
     const int64_t origin = first - call_.left();
     const int64_t end = first + call_.right() < call_.frames ? first + call_.right() : call_.frames;
@@ -65,11 +66,11 @@ class Tiles {
       pack_x(begin, count);
       const RowBlocks blocks(rows);
       for (int64_t block = 0; block < blocks.blocks; ++block) {
-        expand(blocks.begin(block), blocks.size(block), begin, count, call_.reach());
+        expand(blocks.begin(block), blocks.size(block), begin, count);
         for (int r = 0; r < blocks.size(block); ++r) {
           const int64_t channel = open_rows_[blocks.begin(block) + r];
-          __builtin_memcpy(history_ + channel * call_.reach() + (begin - origin),
-                           u_rows_ + r * row_width_ + call_.reach(), count * sizeof(T));
+          __builtin_memcpy(history_ + channel * past_ + past_ - call_.reach() + (begin - origin),
+                           u_rows_ + r * row_width_ + past_, count * sizeof(T));
           remembers_[channel] = 1;
         }
       }
@@ -104,30 +105,29 @@ class Tiles {
     }
   }
 
-  // u of the open rows [row, row + count) at frames [begin, begin + frames), to u_rows_[.][at ...]; zero behind them.
-  void expand(int64_t row, int count, int64_t begin, int64_t frames, int64_t at) {
+  // u of the open rows [row, row + count) at frames [begin, begin + frames), to the new part of u_rows_; zero behind.
+  void expand(int64_t row, int count, int64_t begin, int64_t frames) {
     const int vectors = whole_vectors<T>(frames);
+    T* fresh = u_rows_ + past_;
     const T* w[kBlockRows];
     if (call_.w_in != nullptr) {
       for (int r = 0; r < count; ++r) w[r] = weights(call_.w_in) + open_rows_[row + r] * call_.w_in_row_stride;
-      product_block<T>(count, w, nullptr, call_.channels, x_tile_, vectors, sums_, kTile);
+      product_block<T>(count, w, nullptr, call_.channels, x_tile_, vectors, fresh, row_width_);
     }
     const auto gate = hidden_gate();
     for (int r = 0; r < count; ++r) {
       const int64_t channel = open_rows_[row + r];
-      T* sums = sums_ + r * kTile;
+      T* u = fresh + r * row_width_;
       if (call_.w_in == nullptr) {
         const Storage* source = x_row(channel) + begin;
         int64_t t = 0;
-        for (; t + kLanes<T> <= frames; t += kLanes<T>) store(sums + t, load(source + t));
-        if (t < frames) store(sums + t, load_first(source + t, frames - t));
+        for (; t + kLanes<T> <= frames; t += kLanes<T>) store(u + t, load(source + t));
+        if (t < frames) store(u + t, load_first(source + t, frames - t));
       } else {
-        activate(sums, vectors, call_.b_in, channel, call_.slope_in);
+        activate(u, vectors, call_.b_in, channel, call_.slope_in);
       }
-      gate.apply(channel, begin, frames, openness_[row + r], sums);
-      T* target = u_rows_ + r * row_width_ + at;
-      __builtin_memcpy(target, sums, frames * sizeof(T));
-      __builtin_memset(target + frames, 0, (row_width_ - at - frames) * sizeof(T));
+      gate.apply(channel, begin, frames, openness_[row + r], u);
+      if (frames < kTile) __builtin_memset(u + frames, 0, (kTile - frames) * sizeof(T));
     }
   }
 
@@ -141,21 +141,36 @@ class Tiles {
     }
   }
 
+  // z = act(DW(u) + b) for one row, before its gate.
   DYNCP_INLINE void depthwise(const T* u, int64_t channel, int vectors, T* z) {
     const T* w = weights(call_.w_dw) + channel * call_.taps;
+    const T bias = call_.b_dw == nullptr ? T(0) : weights(call_.b_dw)[channel];
+    const T slope = call_.slope_dw == nullptr ? T(0) : *weights(call_.slope_dw);
+    if (call_.taps == 3 && call_.slope_dw != nullptr) {
+      const Vec<T> w0 = broadcast(w[0]);
+      const Vec<T> w1 = broadcast(w[1]);
+      const Vec<T> w2 = broadcast(w[2]);
+      for (int v = 0; v < vectors; ++v) {
+        const T* at = u + v * kLanes<T>;
+        const Vec<T> sum =
+            w2 * load(at + 2 * call_.dilation) + (w1 * load(at + call_.dilation) + (w0 * load(at) + zero<T>()));
+        store(z + v * kLanes<T>, prelu<T>(sum + broadcast(bias), slope));
+      }
+      return;
+    }
     for (int v = 0; v < vectors; ++v) {
       Vec<T> sum = zero<T>();
       for (int64_t tap = 0; tap < call_.taps; ++tap) {
         sum = broadcast(w[tap]) * load(u + v * kLanes<T> + tap * call_.dilation) + sum;
       }
-      store(z + v * kLanes<T>, sum);
+      sum += broadcast(bias);
+      store(z + v * kLanes<T>, call_.slope_dw == nullptr ? relu<T>(sum) : prelu<T>(sum, slope));
     }
   }
 
   void tile(int64_t begin, int64_t end) {
     const int64_t frames = end - begin;
     const int vectors = whole_vectors<T>(frames);
-    const int64_t reach = call_.reach();
     // New frames of u run ahead of the tile by the look-ahead of a centred convolution.
     const int64_t fresh = begin + call_.right();
     int64_t fresh_frames = call_.frames - fresh < kTile ? call_.frames - fresh : kTile;
@@ -174,39 +189,44 @@ class Tiles {
     const RowBlocks blocks(rows);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const int64_t first = blocks.begin(block);
-      expand(first, blocks.size(block), fresh, fresh_frames, reach);
+      recall(first, blocks.size(block));
+      expand(first, blocks.size(block), fresh, fresh_frames);
       for (int r = 0; r < blocks.size(block); ++r) {
         const int64_t channel = open_rows_[first + r];
-        T* u = u_rows_ + r * row_width_;
-        T* past = history_ + channel * reach;
+        const T* u = u_rows_ + r * row_width_;
         T* z = z_ + (first + r) * kTile;
-        if (remembers_[channel] != 0) {
-          __builtin_memcpy(u, past, reach * sizeof(T));
-        } else {
-          __builtin_memset(u, 0, reach * sizeof(T));
-        }
-        depthwise(u, channel, vectors, z);
-        activate(z, vectors, call_.b_dw, channel, call_.slope_dw);
+        depthwise(u + past_ - call_.reach(), channel, vectors, z);
         gate.apply(channel, begin, frames, openness_[first + r], z);
-        __builtin_memcpy(past, u + kTile, reach * sizeof(T));
+        T* past = history_ + channel * past_;
+        for (int64_t t = 0; t < past_; t += kLanes<T>) store(past + t, load(u + kTile + t));
         remembers_[channel] = 1;
       }
     }
     project(rows, begin, frames);
   }
 
+  // Puts the past of u in front of the rows of a block.
+  void recall(int64_t first, int count) {
+    for (int r = 0; r < count; ++r) {
+      const int64_t channel = open_rows_[first + r];
+      const T* past = history_ + channel * past_;
+      T* u = u_rows_ + r * row_width_;
+      const bool remembers = remembers_[channel] != 0;
+      for (int64_t t = 0; t < past_; t += kLanes<T>) store(u + t, remembers ? load(past + t) : zero<T>());
+    }
+  }
+
   // Rows that are closed during this tile: their new frames of u are zeros.
   void forget_closed_rows(int64_t rows) {
-    const int64_t reach = call_.reach();
     int64_t next = 0;
     for (int64_t channel = 0; channel < call_.hidden; ++channel) {
       if (next < rows && open_rows_[next] == channel) {
         ++next;
       } else if (remembers_[channel] != 0) {
-        T* past = history_ + channel * reach;
-        const int64_t kept = reach > kTile ? reach - kTile : 0;
+        T* past = history_ + channel * past_;
+        const int64_t kept = past_ > kTile ? past_ - kTile : 0;
         if (kept > 0) __builtin_memmove(past, past + kTile, kept * sizeof(T));
-        __builtin_memset(past + kept, 0, (reach - kept) * sizeof(T));
+        __builtin_memset(past + kept, 0, (past_ - kept) * sizeof(T));
         remembers_[channel] = kept > 0;
       }
     }
@@ -268,10 +288,12 @@ class Tiles {
         const int64_t row = out_rows_[first + r];
         T* sums = sums_ + r * kTile;
         if (mixed) repair(w[r], columns, rows, begin, frames, sums);
-        if (call_.b_out != nullptr) {
-          const Vec<T> b = broadcast(weights(call_.b_out)[row]);
-          for (int v = 0; v < vectors; ++v) store(sums + v * kLanes<T>, load(sums + v * kLanes<T>) + b);
+        const T bias = call_.b_out == nullptr ? T(0) : weights(call_.b_out)[row];
+        if (every_frame && out.values == nullptr && out_openness_[first + r] == Openness::all) {
+          write(row, begin, frames, sums, bias);
+          continue;
         }
+        for (int v = 0; v < vectors; ++v) store(sums + v * kLanes<T>, load(sums + v * kLanes<T>) + broadcast(bias));
         out.apply(row, begin, frames, out_openness_[first + r], sums);
         if (!every_frame) {
           for (int v = 0; v < vectors; ++v) {
@@ -279,7 +301,7 @@ class Tiles {
             store(at, select(load_mask<T>(branch + v * kLanes<T>), load(at), zero<T>()));
           }
         }
-        write(row, begin, frames, sums);
+        write(row, begin, frames, sums, T(0));
       }
     }
   }
@@ -302,16 +324,17 @@ class Tiles {
     }
   }
 
-  void write(int64_t row, int64_t begin, int64_t frames, const T* branch) {
+  // y = x + (branch + bias), or without x.
+  DYNCP_INLINE void write(int64_t row, int64_t begin, int64_t frames, const T* branch, T bias) {
     Storage* y = y_ + (item_ * call_.out_channels + row) * call_.frames + begin;
     const Storage* x = call_.residual ? x_row(row) + begin : nullptr;
     int64_t t = 0;
     for (; t + kLanes<T> <= frames; t += kLanes<T>) {
-      const Vec<T> v = load(branch + t);
+      const Vec<T> v = load(branch + t) + broadcast(bias);
       store(y + t, x == nullptr ? v : load(x + t) + v);
     }
     if (t < frames) {
-      const Vec<T> v = load(branch + t);
+      const Vec<T> v = load(branch + t) + broadcast(bias);
       store_first(y + t, x == nullptr ? v : load_first(x + t, frames - t) + v, frames - t);
     }
   }
@@ -321,12 +344,13 @@ class Tiles {
   int64_t item_ = 0;
   int64_t listed_item_ = -1;  // whose open rows are listed already and stay, because its gate is constant
   int64_t listed_rows_ = 0;
+  int64_t past_;  // frames of history in front of a row of u: whole vectors, right-aligned
   int64_t row_width_;
   T* x_tile_;           // [channels][kTile]
   T* z_;                // [open rows][kTile]
-  T* u_rows_;           // [kBlockRows][reach + kTile]
+  T* u_rows_;           // [kBlockRows][past_ + kTile]
   T* sums_;             // [kBlockRows][kTile]
-  T* history_;          // [hidden][reach]: u at the frames before the new ones
+  T* history_;          // [hidden][past_]: u at the frames before the new ones
   uint8_t* remembers_;  // per hidden channel: whether history_ holds anything but zeros
   int32_t* open_rows_;  // hidden channels of this tile
   Openness* openness_;  // of those
