@@ -340,19 +340,31 @@ void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History&
   }
 }
 
-// Every row is read, pruned results are dropped by selection; z in place.
+// As hidden_gathered, but every row is read and pruned results are dropped by selection; z of all channels, in place.
 template <class W>
 void hidden_masked(const PackedHeader& h, const PackedBlock& b, const History& history, const float* mask,
-                   const float* x, float* z) {
+                   const float* x, float* z, bool with_columns, float* branch) {
   float* now = history.rows[h.geometry.taps - 1];
   const char* base = at<char>(&h, b.hidden_records);
+  const int hidden = h.geometry.hidden;
   for (int first = 0; first < h.hidden_padded; first += kWidth) {
-    const char* records[kWidth];
-    for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, h.geometry.hidden - 1) * h.hidden_stride;
+    const char *records[kWidth], *columns[kWidth];
+    for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, hidden - 1) * h.hidden_stride;
+    prefetch_bytes(records[0] + kWidth * h.hidden_stride, least(kWidth, hidden - first - kWidth) * h.hidden_stride);
     const Channels channels = compute_channels<W>(h, b, history, first, records, x);
     const Integers kept = bits_as<Integers>(load(mask + first));
+    const Floats kept_z = select(kept, channels.z, zero<float>());
     store(now + first, select(kept, channels.u, zero<float>()));
-    store(z + first, select(kept, channels.z, zero<float>()));
+    store(z + first, kept_z);
+    if (!with_columns) continue;
+    float values[kWidth];
+    int count = 0;
+    for (uint32_t rest = bits_of(kept); rest != 0; rest &= rest - 1) {
+      const int r = __builtin_ctz(rest);
+      columns[count] = records[r] + h.hidden_column;
+      values[count++] = z[first + r];
+    }
+    add_columns<W>(columns, values, count, h.channels_padded, branch);
   }
 }
 
@@ -396,6 +408,8 @@ void out_masked(const PackedHeader& h, const PackedBlock& b, const float* mask, 
   for (int first = 0; first < h.channels_padded; first += kWidth) {
     const char* records[kWidth];
     for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, h.geometry.channels - 1) * h.out_stride;
+    prefetch_bytes(records[0] + kWidth * h.out_stride,
+                   least(kWidth, h.geometry.channels - first - kWidth) * h.out_stride);
     const Floats y = compute_outputs<W>(h, b, first, records, z, hidden_mask);
     const Integers kept = bits_as<Integers>(load(mask + first));
     store(x + first, select(kept, load(x + first) + y, load(x + first)));
@@ -440,20 +454,7 @@ void block_with_hidden_gates(const PackedHeader& h, const PackedBlock& b, void* 
       z = spread;
     }
   } else {
-    hidden_masked<W>(h, b, history, hidden_mask, x, z);
-    if (!by_rows) {
-      const char* base = at<char>(&h, b.hidden_records + h.hidden_column);
-      for (int first = 0; first < kept.hidden; first += kPad) {
-        const char* columns[kPad];
-        float values[kPad];
-        const int filled = least(kPad, kept.hidden - first);
-        for (int r = 0; r < filled; ++r) {
-          columns[r] = base + list[first + r] * h.hidden_stride;
-          values[r] = z[list[first + r]];
-        }
-        add_columns<W>(columns, values, filled, h.channels_padded, branch);
-      }
-    }
+    hidden_masked<W>(h, b, history, hidden_mask, x, z, !by_rows, branch);
   }
   if (!by_rows) {
     finish_columns<W>(h, b, out_mask, branch, x);
