@@ -221,7 +221,7 @@ def markdown(results: Results, figure: str | None = None) -> str:
     for title, rows in _groups(results):
         lines += [f"## {title[0].upper()}{title[1:]}", "", *_markdown_table(_HEADINGS, _table(rows), 5), ""]
     if results.notes:
-        lines += ["## Left out", "", *(f"- {note}" for note in results.notes), ""]
+        lines += ["## Notes", "", *(f"- {note}" for note in results.notes), ""]
     return "\n".join(lines)
 
 

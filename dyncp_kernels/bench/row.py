@@ -72,7 +72,7 @@ def with_savings(row: Row, baseline: Row) -> Row:
 
 @dataclass(frozen=True)
 class Results:
-    """A run: what it ran on, what was left out and why, and its rows."""
+    """A run: what it ran on, its rows, and notes on what was left out and which masks were used."""
 
     machine: dict[str, Any]
     rows: list[Row]

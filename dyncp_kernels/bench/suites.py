@@ -20,6 +20,7 @@ from dyncp_kernels.bench.narrower import dense_config, width_of_equal_macs, widt
 from dyncp_kernels.bench.row import Results, Row, with_savings
 from dyncp_kernels.bench.workload import Workload, hop_workload, synthetic_workload
 from dyncp_kernels.engine import PRECISIONS
+from dyncp_kernels.evaluation.dynamism import DynamismMeter
 from dyncp_kernels.nn.config import ConvFSENetConfig
 
 __all__ = ["DENSITIES", "SUITES", "Case", "Plan", "gated_works", "run_cases", "run_suites"]
@@ -176,10 +177,22 @@ def gated_works(plan: Plan, batch: int, frames: int, densities: Sequence[float],
         for density in densities:
             add(random_masks(config.blocks, channels, frames, density), density, "random")
             if path := recorded.get((site, density)):
-                add(read_recorded(path, frames), density, "recorded")
+                masks = read_recorded(path, frames)
+                add(masks, density, "recorded")
+                notes.append(_described(path.name, masks))
             elif density not in (0.0, 1.0):
                 notes.append(f"no recorded masks for {site} at {density:.0%}: {_where(plan.recorded, site, density)}")
     return works
+
+
+def _described(name: str, masks: Masks) -> str:
+    meter = DynamismMeter()
+    meter.add(list(masks))
+    found = meter.overall()
+    return (
+        f"recorded masks {name}, {masks.shape[2]} frames: {found.usage:.1%} kept, {found.flips:.2%} of the gates flip "
+        f"per frame, {found.union[16]:.0%} are kept at least once in 16 frames"
+    )
 
 
 def _where(folder: str | os.PathLike[str] | None, site: str, density: float) -> str:

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+
+from dyncp_kernels._extension import extension_loaded
+from dyncp_kernels.bench.engines import ENGINES
+from dyncp_kernels.bench.masks import random_masks
+from dyncp_kernels.bench.measure import check_offline, check_stream
+from dyncp_kernels.bench.workload import hop_workload, synthetic_workload
+from dyncp_kernels.nn import ConvFSENetConfig, macs_per_frame
+
+needs_extension = pytest.mark.skipif(not extension_loaded(), reason="needs the native extension")
+
+FRAMES = 30
+
+
+def workload(site="none", density=0.4, batch=1):
+    config = ConvFSENetConfig(channels=16, hidden=24, stacks=2, site=site)
+    if site == "none":
+        return synthetic_workload(config, batch, FRAMES)
+    masks = random_masks(6, 16 if site == "output" else 24, FRAMES, density)
+    # A frame that keeps nothing, where the hidden site's output is its input.
+    masks[2, :, 7] = False
+    return synthetic_workload(config, batch, FRAMES, masks=masks, density=density, source="random")
+
+
+def prepared(name, mode, work):
+    engine = ENGINES[name]
+    for module in engine.modules:
+        pytest.importorskip(module)
+    if name.startswith("dyncp") and not extension_loaded():
+        pytest.skip("needs the native extension")
+    make = getattr(engine, mode)
+    if make is None:
+        pytest.skip(f"no {mode} form")
+    threads = torch.get_num_threads()
+    try:
+        return make(work, 1)
+    finally:
+        torch.set_num_threads(threads)
+
+
+FAST = [name for name in ENGINES if name != "torch.compile"]
+DENSE = [name for name in FAST if not ENGINES[name].gated]
+GATED = [name for name in FAST if ENGINES[name].gated]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_engines_stream_what_the_reference_gives_again_after_a_reset(name):
+    work = workload()
+    run = prepared(name, "stream", work)
+    assert check_stream(run, work).max_error < 1e-5
+    assert check_stream(run, work, frames=5).max_error < 1e-5
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("site", ["output", "hidden"])
+def test_gated_engines_stream_what_the_masks_ask_for(name, site):
+    work = workload(site)
+    assert check_stream(prepared(name, "stream", work), work).max_error < 1e-5
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_engines_process_clips(name):
+    work = workload(batch=2)
+    assert check_offline(prepared(name, "offline", work), work).max_error < 1e-5
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("site", ["output", "hidden"])
+def test_gated_engines_process_clips_with_a_mask_each(name, site):
+    work = workload(site, batch=2)
+    assert check_offline(prepared(name, "offline", work), work).max_error < 1e-5
+
+
+@needs_extension
+@pytest.mark.parametrize("site", ["output", "hidden"])
+def test_the_streaming_engine_decides_the_wanted_gates_by_itself(site):
+    work = workload(site)
+    run = prepared("dyncp gated", "stream", work)
+    for frame in range(FRAMES):
+        run.place_gates(frame)
+        _, gates = run.engine.step_with_gates(work.features[0, :, frame][None].contiguous())
+        for got, wanted in zip(gates, work.gates):
+            for got_site, wanted_site in zip(got, wanted):
+                assert (got_site is None) == (wanted_site is None)
+                if got_site is not None:
+                    assert torch.equal(got_site[0], wanted_site[0, :, frame])
+
+
+@needs_extension
+@pytest.mark.parametrize("site", ["none", "hidden"])
+def test_samples_in_give_the_samples_of_the_reference_out(site):
+    from dyncp_kernels.bench.engines.dyncp import HopStream
+
+    work = hop_workload(workload(site))
+    assert work.expected.shape == (1, 256, FRAMES)
+    assert work.expected[..., 2:].abs().max() > 0.01
+    threads = torch.get_num_threads()
+    run = HopStream(work, 1)
+    torch.set_num_threads(threads)
+    assert check_stream(run, work).max_error < 1e-5
+
+
+@needs_extension
+def test_an_engine_that_computes_something_else_is_not_correct():
+    work, other = workload("hidden"), workload("hidden", density=0.6)
+    run = prepared("dyncp gated", "stream", other)
+    assert not check_stream(run, work).correct
+    run._out.fill_(np.nan)
+    run._step = lambda frame, out: None
+    assert check_stream(run, work).max_error is None
+
+
+def test_macs_are_those_of_the_masks_in_use():
+    everything = workload("output", density=1.0)
+    missing = 16 * 24  # the frame without gates at one block
+    assert everything.macs_per_frame == pytest.approx(macs_per_frame(everything.config) - missing / FRAMES)

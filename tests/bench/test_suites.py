@@ -1,0 +1,115 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dyncp_kernels._extension import extension_loaded
+from dyncp_kernels.bench.masks import write_recorded
+from dyncp_kernels.bench.suites import SUITES, Case, Plan, run_cases, run_suites
+from dyncp_kernels.bench.workload import synthetic_workload
+from dyncp_kernels.nn import ConvFSENetConfig
+
+pytestmark = pytest.mark.skipif(not extension_loaded(), reason="needs the native extension")
+
+CONFIG = ConvFSENetConfig(channels=16, hidden=24, stacks=1)
+RIVALS = {"PyTorch eager", "ONNX Runtime", "OpenVINO"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    for module in ("onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(module)
+    folder = tmp_path_factory.mktemp("recorded")
+    held = np.random.default_rng(0).random((3, 24, 1)) < 0.25
+    write_recorded([list(np.repeat(held, 40, axis=2))], folder / "hidden_25.npz", 40)
+    plan = Plan(0.05, 1, True, folder, CONFIG, stream_frames=60, clips=((2, 20),))
+    threads = torch.get_num_threads()
+    results = run_suites(list(SUITES), plan)
+    assert torch.get_num_threads() == threads
+    return results
+
+
+def test_every_output_is_correct(results):
+    assert [row for row in results.rows if not row.correct] == []
+
+
+@pytest.mark.parametrize("suite", ["streaming", "offline"])
+def test_engines_sites_densities_and_gates_are_all_there(results, suite):
+    rows = [row for row in results.rows if row.suite == suite]
+    assert RIVALS | {"dyncp static"} <= {row.engine for row in rows if row.site == "none"}
+    gated = {(row.site, row.density, row.gates) for row in rows if row.engine == "dyncp gated"}
+    assert gated == {
+        ("output", 0.25, "random"),
+        ("output", 1.0, "random"),
+        ("hidden", 0.25, "random"),
+        ("hidden", 1.0, "random"),
+        ("hidden", 0.25, "recorded"),
+    }
+    masked = {(row.site, row.gates) for row in rows if row.engine.startswith("masked dense")}
+    assert masked == {("output", "random"), ("hidden", "random"), ("hidden", "recorded")}
+
+
+def test_each_pruned_network_meets_narrower_dense_ones_of_equal_macs_and_time(results):
+    names = [row.engine for row in results.rows if row.suite == "streaming" and row.engine.startswith("narrower")]
+    twins = ("output 25% random", "hidden 25% random", "hidden 25% recorded")
+    assert all(
+        sum(name.endswith(f"{what} of {twin}") for name in names) == 1 for what in ("MACs", "time") for twin in twins
+    )
+
+
+def test_savings_are_against_the_static_network_of_the_same_dtype(results):
+    rows = [row for row in results.rows if row.suite == "precision"]
+    assert {row.dtype for row in rows} == {"float32", "float16", "bfloat16", "int8"}
+    static = {row.dtype: row for row in rows if row.engine == "dyncp static"}
+    for row in rows:
+        base = static[row.dtype]
+        assert row.saving_macs == pytest.approx(1 - row.macs_per_frame / base.macs_per_frame)
+        assert row.saving_time == pytest.approx(1 - row.p50_us_per_frame / base.p50_us_per_frame)
+    assert all(row.saving_time is None for row in results.rows if row.engine in RIVALS)
+
+
+def test_the_full_path_stands_beside_the_network_alone(results):
+    engines = [row.engine for row in results.rows if row.suite == "full_path"]
+    assert engines.count("dyncp static") == engines.count("dyncp static, samples") == 1
+    assert engines.count("dyncp gated") == engines.count("dyncp gated, samples") == 3
+
+
+def test_what_was_left_out_is_said(results):
+    notes = "\n".join(results.notes)
+    assert "torch.compile left out" in notes
+    assert "no recorded masks for output at 25%" in notes
+    assert "recorded masks hidden_25.npz, 60 frames: " in notes
+    assert "0.00% of the gates flip" in notes
+
+
+def test_a_wrong_engine_gets_a_time_but_no_saving():
+    from dyncp_kernels.bench.engines.dyncp import Stream
+
+    class Hasty(Stream):
+        def __call__(self, frame):
+            self._out.fill_(0.5)
+
+    work = synthetic_workload(CONFIG, 1, 20)
+    cases = [
+        Case("streaming", "dyncp static", work, lambda: Stream(work, 1)),
+        Case("streaming", "dyncp gated", work, lambda: Hasty(work, 1)),
+    ]
+    threads = torch.get_num_threads()
+    good, bad = run_cases(cases, Plan(config=CONFIG), 0.02)
+    assert good.correct
+    assert good.saving_time == 0.0
+    assert not bad.correct
+    assert bad.p50_us_per_frame > 0
+    assert bad.saving_time is bad.realised is None
+    # A wrong baseline spoils all savings.
+    swapped = [replace(cases[0], make=cases[1].make), replace(cases[1], make=cases[0].make)]
+    bad, good = run_cases(swapped, Plan(config=CONFIG), 0.02)
+    assert good.correct
+    assert bad.saving_time is good.saving_time is None
+    torch.set_num_threads(threads)
+
+
+def test_unknown_suites_are_refused():
+    with pytest.raises(ValueError, match=r"suites must be of \['streaming'"):
+        run_suites(["all"], Plan())
