@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dyncp_kernels._extension import extension_loaded
+from dyncp_kernels.ops import backends
 from dyncp_kernels.ops._schemas import SCHEMAS
 
 # A library object unregisters everything when it is collected, so it lives as long as the module.
@@ -16,12 +17,13 @@ LIBRARY = torch.library.Library("dyncp", "FRAGMENT")
 
 
 def register_reference(op: str, implementation: Callable[..., Any]) -> None:
-    """Run `dyncp::op` on `implementation` wherever the native extension has no kernel for the device."""
+    """Run `dyncp::op` on `implementation` wherever there is no kernel for the device; see `backends` for CUDA."""
     if not extension_loaded():
         LIBRARY.define(op + SCHEMAS[op])
-    for device in ("CPU", "CUDA"):
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"dyncp::{op}", device):
-            LIBRARY.impl(op, implementation, device)
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"dyncp::{op}", "CPU"):
+        LIBRARY.impl(op, implementation, "CPU")
+    LIBRARY.impl(op, backends.dispatcher(op, implementation), "CUDA")
+    backends.show_kernels_to_compile(op, LIBRARY)
 
 
 def register_autocast(op: str) -> None:

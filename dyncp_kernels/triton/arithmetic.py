@@ -20,7 +20,7 @@ def _dot(a, b, total, WIDEN: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def multiply(a, b, total, PRECISION: tl.constexpr):  # noqa: N803
-    """total + a @ b, accumulated in float32.
+    """Total + a @ b, accumulated in float32.
 
     PRECISION is "ieee" or "tf32" for float32 operands.  With "split" (16-bit tensors) two operands of the same 16-bit
     type are multiplied as they are; an operand that is float32, such as an activation inside the block, is cut into

@@ -13,6 +13,7 @@ def list_channels(
     gate,  # (batch, channels, frames), uint8 or floating
     order,  # int32 (batch, tiles, channels): open channels first, then the others, both in their order
     count,  # int32 (batch, tiles): how many are open
+    opened,  # uint8 (batch, tiles, channels): whether each is open
     channels,
     frames,
     tiles,
@@ -31,17 +32,18 @@ def list_channels(
     frame_ok = (lane < span) & (frame < frames)
     gate += batch * gate_batch_stride + frame[None, :] * gate_frame_stride
     order += program * channels
+    opened += program * channels
 
-    opened = tl.zeros([], tl.int32)
+    total = tl.zeros([], tl.int32)
     for start in range(0, channels, BLOCK_N):
         channel = start + tl.arange(0, BLOCK_N)
         mask = (channel < channels)[:, None] & frame_ok[None, :]
         value = tl.load(gate + channel.to(tl.int64)[:, None] * gate_channel_stride, mask=mask, other=0)
-        opened += tl.sum(tl.max((value != 0).to(tl.int32), axis=1), axis=0)
-    tl.store(count + program, opened)
+        total += tl.sum(tl.max((value != 0).to(tl.int32), axis=1), axis=0)
+    tl.store(count + program, total)
 
     next_open = tl.zeros([], tl.int32)
-    next_closed = opened
+    next_closed = total
     for start in range(0, channels, BLOCK_N):
         channel = start + tl.arange(0, BLOCK_N)
         exists = channel < channels
@@ -52,5 +54,6 @@ def list_channels(
         place_open = next_open + tl.cumsum(is_open, axis=0) - 1
         place_closed = next_closed + tl.cumsum(is_closed, axis=0) - 1
         tl.store(order + tl.where(is_open != 0, place_open, place_closed), channel, mask=exists)
+        tl.store(opened + channel, is_open.to(tl.uint8), mask=exists)
         next_open += tl.sum(is_open, axis=0)
         next_closed += tl.sum(is_closed, axis=0)

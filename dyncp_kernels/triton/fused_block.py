@@ -25,8 +25,7 @@ def fused_block(
     slope_dw,
     hidden_order,
     hidden_count,
-    out_order,
-    out_count,
+    out_open,
     y,  # (batch, out_channels, frames), contiguous
     channels,
     hidden,
@@ -66,6 +65,7 @@ def fused_block(
     BLOCK_H: tl.constexpr,  # noqa: N803
     BLOCK_C: tl.constexpr,  # noqa: N803
     BLOCK_O: tl.constexpr,  # noqa: N803
+    X_ONCE: tl.constexpr,  # noqa: N803  all channels of x fit into BLOCK_C: load them once
 ):
     """One program for each tile of SPAN frames and each BLOCK_O output channels.
 
@@ -89,19 +89,25 @@ def fused_block(
         hidden_active = tl.load(hidden_count + hidden_list)
         hidden_order += hidden_list * hidden
         hidden_gate += batch * hidden_gate_batch_stride + frame[None, :] * hidden_gate_frame_stride
-    out_list = program if OUT_TILES else batch
-    out_lane = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    out_exists = out_lane < out_channels
-    out_row = out_lane
+    out_row = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    out_exists = out_row < out_channels
     out_active = out_exists
     if HAS_OUT_GATE:
-        out_total = tl.load(out_count + out_list)
-        out_row = tl.load(out_order + out_list * out_channels + out_lane, mask=out_exists, other=0)
-        out_active = out_lane < out_total
-        # A block of closed output channels only copies x.
-        hidden_active = tl.where(tl.program_id(1) * BLOCK_O < out_total, hidden_active, 0)
-    out_row = out_row.to(tl.int64)
+        # All output channels sit in this block, so a list of the open ones would save no product, only reads.
+        out_list = program if OUT_TILES else batch
+        out_active = tl.load(out_open + out_list * out_channels + out_row, mask=out_exists, other=0) != 0
+        hidden_active = tl.where(tl.max(out_active.to(tl.int32), axis=0) != 0, hidden_active, 0)
 
+    if X_ONCE:
+        channel = tl.arange(0, BLOCK_C)
+        channel_ok = channel < channels
+        x_all = tl.load(
+            x + channel.to(tl.int64)[:, None] * x_channel_stride,
+            mask=channel_ok[:, None] & frame_ok[None, :],
+            other=0.0,
+        )
+
+    # Offsets into weights are 32-bit (the caller sees to it), those into activations 64-bit.
     total = tl.zeros([BLOCK_O, BLOCK_T], tl.float32)
     opened = tl.zeros([BLOCK_T], tl.int32)
     for start in range(0, hidden_active, BLOCK_H):
@@ -110,31 +116,39 @@ def fused_block(
         row = place
         if HAS_HIDDEN_GATE:
             row = tl.load(hidden_order + place, mask=row_ok, other=0)
-        row = row.to(tl.int64)
         inside = row_ok[:, None] & frame_ok[None, :]
 
         if HAS_W_IN:
             u = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)
-            for first in range(0, channels, BLOCK_C):
-                channel = first + tl.arange(0, BLOCK_C)
-                channel_ok = channel < channels
-                channel = channel.to(tl.int64)
+            if X_ONCE:
                 w_tile = tl.load(
                     w_in + row[:, None] * w_in_row_stride + channel[None, :] * w_in_column_stride,
                     mask=row_ok[:, None] & channel_ok[None, :],
                     other=0.0,
                 )
-                x_tile = tl.load(
-                    x + channel[:, None] * x_channel_stride, mask=channel_ok[:, None] & frame_ok[None, :], other=0.0
-                )
-                u = multiply(w_tile, x_tile, u, PRECISION)
+                u = multiply(w_tile, x_all, u, PRECISION)
+            else:
+                for first in range(0, channels, BLOCK_C):
+                    channel = first + tl.arange(0, BLOCK_C)
+                    channel_ok = channel < channels
+                    w_tile = tl.load(
+                        w_in + row[:, None] * w_in_row_stride + channel[None, :] * w_in_column_stride,
+                        mask=row_ok[:, None] & channel_ok[None, :],
+                        other=0.0,
+                    )
+                    x_tile = tl.load(
+                        x + channel.to(tl.int64)[:, None] * x_channel_stride,
+                        mask=channel_ok[:, None] & frame_ok[None, :],
+                        other=0.0,
+                    )
+                    u = multiply(w_tile, x_tile, u, PRECISION)
             if HAS_B_IN:
                 u += tl.load(b_in + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
             u = activate(u, slope_1, HAS_SLOPE_IN)
         else:
-            u = tl.load(x + row[:, None] * x_channel_stride, mask=inside, other=0.0).to(tl.float32)
+            u = tl.load(x + row.to(tl.int64)[:, None] * x_channel_stride, mask=inside, other=0.0).to(tl.float32)
         if HAS_HIDDEN_GATE:
-            gate = tl.load(hidden_gate + row[:, None] * hidden_gate_channel_stride, mask=inside, other=0)
+            gate = tl.load(hidden_gate + row.to(tl.int64)[:, None] * hidden_gate_channel_stride, mask=inside, other=0)
             gate = gate.to(tl.float32)
             opened = tl.maximum(opened, tl.max((gate != 0).to(tl.int32), axis=0))
             u = select(u, gate)
@@ -165,20 +179,16 @@ def fused_block(
 
     if HAS_B_OUT:
         total += tl.load(b_out + out_row, mask=out_active, other=0.0).to(tl.float32)[:, None]
+    out_row = out_row.to(tl.int64)
     written = out_exists[:, None] & stored[None, :]
     if HAS_OUT_GATE:
-        gate = tl.load(
-            out_gate
-            + batch * out_gate_batch_stride
-            + out_row[:, None] * out_gate_channel_stride
-            + frame[None, :] * out_gate_frame_stride,
-            mask=out_active[:, None] & stored[None, :],
-            other=0,
-        )
-        total = select(total, gate.to(tl.float32))
+        out_gate += batch * out_gate_batch_stride
+        gate_place = out_row[:, None] * out_gate_channel_stride + frame[None, :] * out_gate_frame_stride
+        out_value = tl.load(out_gate + gate_place, mask=out_active[:, None] & stored[None, :], other=0)
+        total = select(total, out_value.to(tl.float32))
     if HAS_HIDDEN_GATE:
         total = tl.where((opened != 0)[None, :], total, 0.0)
     if RESIDUAL:
         total += tl.load(x + out_row[:, None] * x_channel_stride, mask=written, other=0.0).to(tl.float32)
-    place = y + batch * out_channels * frames + out_row[:, None] * frames + frame[None, :]
-    tl.store(place, total.to(y.dtype.element_ty), mask=written)
+    target = y + batch * out_channels * frames + out_row[:, None] * frames + frame[None, :]
+    tl.store(target, total.to(y.dtype.element_ty), mask=written)

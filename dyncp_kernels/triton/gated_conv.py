@@ -41,7 +41,9 @@ class _Block:
         self.b_in = None if b_in is None else b_in.contiguous()
         self.w_dw = w_dw.contiguous()
         self.b_dw = None if b_dw is None else b_dw.contiguous()
-        self.w_out = w_out
+        # Columns of open channels are read in one piece each.
+        gathers_columns = hidden_gate is not None and w_out.stride(0) != 1
+        self.w_out = w_out.t().contiguous().t() if gathers_columns else w_out
         self.b_out = None if b_out is None else b_out.contiguous()
         self.slope_in = slope_in
         self.slope_dw = slope_dw
@@ -57,7 +59,7 @@ class _Block:
         self.hidden_gate_strides = strides_of(self.hidden_gate)
         self.out_gate_strides = strides_of(self.out_gate)
         self.w_in_strides = (0, 0) if w_in is None else w_in.stride()
-        self.w_out_strides = w_out.stride()
+        self.w_out_strides = self.w_out.stride()
 
     def or_x(self, tensor: Tensor | None) -> Tensor:
         """The tensor, or x as a placeholder that the kernel does not touch."""
@@ -96,12 +98,11 @@ def gated_conv(
     tiles = tiles_of(block.frames, span)
     hidden_list = list_of(block.hidden_gate, span, x)
     out_list = list_of(block.out_gate, span, x)
-    # A tile's list is that of its output frames, so it starts LEFT lanes into the tile.
     kernel(fused_block)[(block.batch * tiles, tiles_of(block.out_channels, tile.out_channels))](
         *(x, block.or_x(block.hidden_gate), block.or_x(block.out_gate), block.or_x(block.w_in)),
         *(block.or_x(block.b_in), block.w_dw, block.or_x(block.b_dw), block.w_out, block.or_x(block.b_out)),
         *(block.or_x(block.slope_in), block.or_x(block.slope_dw)),
-        *(hidden_list.order, hidden_list.count, out_list.order, out_list.count, y),
+        *(hidden_list.order, hidden_list.count, out_list.opened, y),
         *(block.channels, block.hidden, block.out_channels, block.frames, tiles),
         *(*block.x_strides, *block.hidden_gate_strides, *block.out_gate_strides),
         *(*block.w_in_strides, *block.w_out_strides),
@@ -121,6 +122,7 @@ def gated_conv(
         BLOCK_H=tile.hidden,
         BLOCK_C=tile.channels,
         BLOCK_O=tile.out_channels,
+        X_ONCE=block.w_in is not None and block.channels <= tile.channels,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -162,7 +164,7 @@ def _project(
     out_gate = block.out_gate if is_output else None
     out_list = list_of(out_gate, sizes.frames, block.x)
     tiles = tiles_of(block.frames, sizes.frames)
-    kernel(project)[(block.batch * tiles, tiles_of(block.out_channels, sizes.out_channels))](
+    kernel(project)[(block.batch * tiles, tiles_of(block.out_channels, sizes.project_out_channels))](
         *(block.x, a, block.or_x(grad), block.or_x(block.hidden_gate), block.or_x(out_gate)),
         *(block.w_dw, block.or_x(block.b_dw), block.w_out, block.or_x(block.b_out)),
         *(block.or_x(block.slope_in), block.or_x(block.slope_dw)),
@@ -184,8 +186,8 @@ def _project(
         PRECISION=block.precision,
         BLOCK_T=sizes.frames,
         BLOCK_H=sizes.hidden,
-        BLOCK_O=sizes.out_channels,
-        num_warps=sizes.warps,
+        BLOCK_O=sizes.project_out_channels,
+        num_warps=sizes.project_warps,
         num_stages=sizes.stages,
     )
 

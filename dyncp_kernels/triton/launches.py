@@ -41,16 +41,17 @@ def strides_of(tensor: Tensor | None, count: int = 3) -> tuple[int, ...]:
 class ChannelList:
     """Open channels first, one list for each tile (or each item where the gate is constant over time)."""
 
-    def __init__(self, order: Tensor, count: Tensor, per_tile: bool) -> None:
+    def __init__(self, order: Tensor, count: Tensor, opened: Tensor, per_tile: bool) -> None:
         self.order = order
         self.count = count
+        self.opened = opened
         self.per_tile = per_tile
 
 
 def list_of(gate: Tensor | None, span: int, empty: Tensor, *, always_per_tile: bool = False) -> ChannelList:
     """The lists of a gate (batch, channels, frames or 1) for tiles of `span` frames; `empty` where there is no gate."""
     if gate is None:
-        return ChannelList(empty, empty, False)
+        return ChannelList(empty, empty, empty, False)
     batch, channels, frames = gate.shape
     per_tile = always_per_tile or (frames > 1 and gate.stride(2) != 0)
     if not per_tile:
@@ -59,11 +60,12 @@ def list_of(gate: Tensor | None, span: int, empty: Tensor, *, always_per_tile: b
     order = torch.empty(batch, tiles, channels, dtype=torch.int32, device=gate.device)
     count = torch.empty(batch, tiles, dtype=torch.int32, device=gate.device)
     block_t = max(1, 1 << (span - 1).bit_length())
+    opened = torch.empty(batch, tiles, channels, dtype=torch.uint8, device=gate.device)
     launch: Callable[..., Any] = kernel(list_channels)[(batch * tiles,)]
     launch(
-        *(gate, order, count, channels, frames, tiles, span, *strides_of(gate)),
+        *(gate, order, count, opened, channels, frames, tiles, span, *strides_of(gate)),
         BLOCK_N=32 if block_t >= 64 else 128,
         BLOCK_T=block_t,
         num_warps=4,
     )
-    return ChannelList(order, count, per_tile)
+    return ChannelList(order, count, opened, per_tile)

@@ -12,7 +12,7 @@ __all__ = ["step"]
 
 @triton.jit
 def product(w_tile, x_tile, total, PRECISION: tl.constexpr, ONE_STREAM: tl.constexpr):  # noqa: N803
-    """total + w_tile @ x_tile; a single stream has one column, too narrow for a matrix unit."""
+    """Total + w_tile @ x_tile; a single stream has one column, too narrow for a matrix unit."""
     if ONE_STREAM:
         rows = tl.sum(w_tile.to(tl.float32) * tl.trans(x_tile.to(tl.float32)), axis=1)
         return total + rows[:, None]
@@ -132,9 +132,7 @@ def step(
             ).to(tl.float32)
         if HAS_HIDDEN_GATE:
             gate = tl.load(
-                hidden_gate
-                + stream[None, :] * hidden_gate_stream_stride
-                + row[:, None] * hidden_gate_channel_stride,
+                hidden_gate + stream[None, :] * hidden_gate_stream_stride + row[:, None] * hidden_gate_channel_stride,
                 mask=inside,
                 other=0,
             ).to(tl.float32)

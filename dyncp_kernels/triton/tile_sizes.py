@@ -30,6 +30,8 @@ class SplitTile:
     hidden: int
     channels: int
     out_channels: int
+    project_out_channels: int
+    project_warps: int
     warps: int
     stages: int
 
@@ -65,15 +67,17 @@ def fused_tile(channels: int, hidden: int, out_channels: int, reach: int, precis
     All output channels belong to one program, or the hidden activations would be computed once for each block of
     them.  Exact float32 products run on the ordinary units and hold fewer outputs.
     """
-    most = {"ieee": 128, "tf32": 256, "split": 512, "split_wide": 512}[precision]
+    most = 256 if precision.startswith("split") else 128
     frames = 64 if reach <= 16 else 128
     if reach > 48 or out_channels > most or (frames == 128 and out_channels > most // 2):
         return None
     out_block = _power_of_two(out_channels, 16, most)
+    is_exact = precision == "ieee"
+    wide = out_block * frames > 8192
     return FusedTile(
         frames=frames,
-        hidden=_power_of_two(hidden, 16, 32),
-        channels=_power_of_two(channels, 16, 16 if precision == "ieee" else 64),
+        hidden=_power_of_two(hidden, 16, 16 if is_exact else 32 if wide or precision == "tf32" else 64),
+        channels=_power_of_two(channels, 16, 16 if is_exact else 64 if wide or precision == "tf32" else 128),
         out_channels=out_block,
         warps=8 if out_block * frames >= 8192 else 4,
         stages=2,
@@ -82,12 +86,15 @@ def fused_tile(channels: int, hidden: int, out_channels: int, reach: int, precis
 
 def split_tile(channels: int, hidden: int, out_channels: int, precision: str) -> SplitTile:
     """Blocks of expand, project and the gradients."""
-    exact = precision == "ieee"
+    is_exact = precision == "ieee"
+    out_block = _power_of_two(out_channels, 16, 64 if is_exact else 256 if precision.startswith("split") else 128)
     return SplitTile(
         frames=64,
         hidden=_power_of_two(hidden, 16, 32),
-        channels=_power_of_two(channels, 16, 32 if exact else 64),
-        out_channels=_power_of_two(out_channels, 16, 32 if exact else 64),
+        channels=_power_of_two(channels, 16, 32 if is_exact else 64),
+        out_channels=_power_of_two(out_channels, 16, 32 if is_exact else 64),
+        project_out_channels=out_block,
+        project_warps=8 if out_block >= 128 else 4,
         warps=4,
         stages=2,
     )

@@ -1,0 +1,98 @@
+"""torch.compile's tracing of the ops down to their Triton kernels, without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dyncp_kernels.ops as ops
+from dyncp_kernels.ops import backends
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+
+class HopperDriver:
+    """What tracing asks of a driver: the target."""
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def on_triton(monkeypatch):
+    """CPU tensors are traced as if the Triton back-end ran them."""
+    from triton.runtime import driver
+
+    monkeypatch.setattr(driver, "_active", HopperDriver(), raising=False)
+    monkeypatch.setattr(backends, "_traced_device", "cpu")
+    monkeypatch.setattr(backends, "chosen", lambda dtype=torch.float32: "triton")
+
+
+def _arguments():
+    torch.manual_seed(0)
+    x = torch.randn(2, 32, 40)
+    gate = torch.rand(2, 48, 40) < 0.5
+    w_in, w_dw, w_out = torch.randn(48, 32), torch.randn(48, 3), torch.randn(32, 48)
+    return x, gate, w_in, w_dw, w_out
+
+
+def _trace(function, arguments):
+    """Kernel nodes and opaque dyncp nodes of the traced graphs, forward and backward."""
+    from functorch.compile import aot_function, make_boxed_func
+
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+        values = [None if node is None else node.meta["val"] for node in outputs]
+        zeros = [None if value is None else torch.zeros(value.shape, dtype=value.dtype) for value in values]
+        return make_boxed_func(lambda *args: zeros)
+
+    out = aot_function(function, fw_compiler=keep, bw_compiler=keep)(*arguments)
+    return graphs, out
+
+
+def _targets(graph):
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def test_forward_and_backward_trace_to_kernels(on_triton):
+    x, gate, w_in, w_dw, w_out = _arguments()
+    weights = [w.requires_grad_() for w in (w_in, w_dw, w_out)]
+
+    def block(x, gate, w_in, w_dw, w_out):
+        return ops.gated_conv(x, gate, None, w_in, None, w_dw, None, w_out, None)
+
+    graphs, out = _trace(block, (x, gate, *weights))
+    out.sum().backward()
+    assert len(graphs) == 2
+    for graph, kernels in zip(graphs, (2, 6)):
+        targets = _targets(graph)
+        assert sum("triton_kernel_wrapper" in target for target in targets) >= kernels
+        assert not any("dyncp" in target for target in targets)
+
+
+def test_step_traces_to_kernels(on_triton):
+    x, gate, w_in, w_dw, w_out = _arguments()
+
+    def step(x, history, gate, w_in, w_dw, w_out):
+        return ops.gated_conv_step(x, history, gate, None, w_in, None, w_dw, None, w_out, None)
+
+    frame, open_now = x[:, :, 0].contiguous(), gate[:, :, 0].contiguous()
+    graphs, _ = _trace(step, (frame, torch.zeros(2, 48, 2), open_now, w_in, w_dw, w_out))
+    targets = _targets(graphs[0])
+    assert sum("triton_kernel_wrapper" in target for target in targets) == 2
+    assert not any("dyncp" in target for target in targets)
+
+
+def test_cpu_tensors_stay_one_node_of_the_graph():
+    x, gate, w_in, w_dw, w_out = _arguments()
+
+    def block(x, gate, w_in, w_dw, w_out):
+        return ops.gated_conv(x, gate, None, w_in, None, w_dw, None, w_out, None)
+
+    graphs, _ = _trace(block, (x, gate, w_in, w_dw, w_out))
+    assert _targets(graphs[0]) == ["dyncp.gated_conv.default"]
