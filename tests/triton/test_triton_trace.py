@@ -48,8 +48,8 @@ def _trace(function, arguments):
         graphs.append(graph)
         outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
         values = [None if node is None else node.meta["val"] for node in outputs]
-        zeros = [None if value is None else torch.zeros(value.shape, dtype=value.dtype) for value in values]
-        return make_boxed_func(lambda *args: zeros)
+        sizes = [None if value is None else (tuple(value.shape), value.dtype) for value in values]
+        return make_boxed_func(lambda *args: [None if s is None else torch.zeros(s[0], dtype=s[1]) for s in sizes])
 
     out = aot_function(function, fw_compiler=keep, bw_compiler=keep)(*arguments)
     return graphs, out
