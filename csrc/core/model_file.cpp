@@ -16,6 +16,14 @@ constexpr int64_t kLongestHeader = 100 << 20;  // the limit of the format itself
 
 [[noreturn]] void fail(const std::string& text) { throw std::invalid_argument("model file: " + text); }
 
+Json parse(const char* begin, const char* end) {
+  try {
+    return parse_json(begin, end);
+  } catch (const std::invalid_argument& error) {
+    fail(error.what());
+  }
+}
+
 class Config {
  public:
   explicit Config(const Json& json) : json_(json) {
@@ -152,7 +160,7 @@ FoldedFile parse_folded_file(const uint8_t* bytes, int64_t count) {
     fail("the header must lie inside the file (got a length of " + std::to_string(length) + ")");
   }
   const char* text = reinterpret_cast<const char*>(bytes) + 8;
-  const Json header = parse_json(text, text + length);
+  const Json header = parse(text, text + length);
   if (header.kind != Json::Kind::object) fail("the header must be a JSON object");
   const Json* metadata = header.find("__metadata__");
   const Json* format = metadata ? metadata->find("format") : nullptr;
@@ -160,7 +168,7 @@ FoldedFile parse_folded_file(const uint8_t* bytes, int64_t count) {
   if (format == nullptr || format->string != "dyncp-folded-1" || config == nullptr) {
     fail("must be a folded model: metadata with format dyncp-folded-1 and a config");
   }
-  const Parsed parsed = parse_config(parse_json(config->string.data(), config->string.data() + config->string.size()));
+  const Parsed parsed = parse_config(parse(config->string.data(), config->string.data() + config->string.size()));
   const Geometry& g = parsed.geometry;
   FoldedFile file;
   file.view.geometry = g;

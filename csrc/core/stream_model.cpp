@@ -40,13 +40,12 @@ uint16_t bfloat16_bits(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// Symmetric int8 per output channel: q = round(w / scale), scale = max |w| / 127.  A channel with a NaN gets scale NaN,
-// so that a poisoned channel stays poisoned.
+// Symmetric int8 per output channel: q = round(w / scale), scale = max |w| / 127.  NaN counts as 0: where hidden
+// channels are gated, the NaN of a pruned one must not spoil a scale that it shares with others.
 float int8_scale(const float* row, int64_t count) {
   float most = 0;
   for (int64_t i = 0; i < count; ++i) {
-    if (std::isnan(row[i])) return NAN;
-    most = std::max(most, std::fabs(row[i]));
+    if (std::fabs(row[i]) > most) most = std::fabs(row[i]);
   }
   return most / 127.0f;
 }
@@ -69,7 +68,7 @@ class Writer {
         reinterpret_cast<uint16_t*>(array)[index] = bfloat16_bits(value);
         return;
       case Precision::int8: {
-        const float quotient = scale > 0 ? std::nearbyint(value / scale) : 0.0f;
+        const float quotient = scale > 0 && value == value ? std::nearbyint(value / scale) : 0.0f;
         reinterpret_cast<int8_t*>(array)[index] = static_cast<int8_t>(std::clamp(quotient, -127.0f, 127.0f));
         return;
       }
@@ -269,13 +268,8 @@ void fill_hidden_records(Writer& writer, const PackedHeader& h, const PackedBloc
   const bool is_int8 = h.precision == Precision::int8;
   std::vector<float> scale_columns(g.channels, 1.0f);
   for (int c = 0; c < g.channels && is_int8; ++c) {
-    // Over the finite weights only: one scale serves all hidden channels, and a poisoned one must not reach others.
-    float most = 0;
-    for (int i = 0; i < g.hidden; ++i) {
-      const float w = std::fabs(source.w_out[int64_t{c} * g.hidden + i]);
-      if (w > most) most = w;
-    }
-    writer.floats(b.scale_columns)[c] = scale_columns[c] = most / 127.0f;
+    scale_columns[c] = int8_scale(source.w_out + int64_t{c} * g.hidden, g.hidden);
+    writer.floats(b.scale_columns)[c] = scale_columns[c];
   }
   std::copy_n(source.b_in, g.hidden, writer.floats(b.b_in));
   for (int i = 0; i < g.hidden; ++i) {

@@ -3,12 +3,11 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 
 #include "core/isa.h"
 #include "core/model_file.h"
@@ -20,16 +19,23 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Throws "<op>: <what must hold> (got <what came>)" from its parts.
+template <class... Parts>
+void check(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
 // Errors of the core become errors of the op, with its name in front.
 template <class Body>
 decltype(auto) run(const char* op, const Body& body) {
-  std::string message;
   try {
     return body();
   } catch (const std::exception& error) {
-    message = error.what();
+    throw std::runtime_error(std::string(op) + ": " + error.what());
   }
-  STD_TORCH_CHECK(false, op, ": ", message);
 }
 
 std::string shape_of(const Tensor& tensor) {
@@ -39,9 +45,8 @@ std::string shape_of(const Tensor& tensor) {
 }
 
 void check_flat_bytes(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(
-      tensor.is_cpu() && tensor.dim() == 1 && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Byte, op,
-      ": ", name, " must be a contiguous 1-D uint8 tensor on the CPU (got shape ", shape_of(tensor), ")");
+  check(tensor.is_cpu() && tensor.dim() == 1 && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Byte, op,
+        ": ", name, " must be a contiguous 1-D uint8 tensor on the CPU (got shape ", shape_of(tensor), ")");
 }
 
 // Checks every byte of the header: for ops that are not called per frame.
@@ -62,41 +67,40 @@ Stream stream_of(const char* op, const Tensor& packed, const Tensor& state) {
   check_flat_bytes(op, "packed", packed);
   check_flat_bytes(op, "state", state);
   const auto& model = *static_cast<const dyncp::PackedHeader*>(packed.const_data_ptr());
-  STD_TORCH_CHECK(packed.numel() >= static_cast<int64_t>(sizeof(dyncp::PackedHeader)) && model.bytes == packed.numel(),
-                  op, ": packed must come from stream_pack (got ", packed.numel(), " other bytes)");
+  check(packed.numel() >= static_cast<int64_t>(sizeof(dyncp::PackedHeader)) && model.bytes == packed.numel(), op,
+        ": packed must come from stream_pack (got ", packed.numel(), " other bytes)");
   void* memory = state.mutable_data_ptr();
   run(op, [&] { dyncp::check_state(model, memory, state.numel()); });
   return {model, memory};
 }
 
 const float* floats_of(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous(), op, ": ",
-                  name, " must be a contiguous float32 tensor on the CPU (got shape ", shape_of(tensor), ")");
+  check(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous(), op, ": ", name,
+        " must be a contiguous float32 tensor on the CPU (got shape ", shape_of(tensor), ")");
   return static_cast<const float*>(tensor.const_data_ptr());
 }
 
 int64_t frames_of(const char* op, const Stream& stream, const Tensor& features) {
   const int64_t bins = stream.model.geometry.bins;
-  STD_TORCH_CHECK(features.dim() == 2 && features.size(1) == bins, op, ": features must have shape (frames, ", bins,
-                  ") (got ", shape_of(features), ")");
+  check(features.dim() == 2 && features.size(1) == bins, op, ": features must have shape (frames, ", bins, ") (got ",
+        shape_of(features), ")");
   return features.size(0);
 }
 
 int64_t hops_of(const char* op, const Stream& stream, const Tensor& samples) {
   const int64_t hop = stream.model.geometry.hop;
-  STD_TORCH_CHECK(samples.dim() == 1 && samples.size(0) % hop == 0, op, ": samples must have shape (a multiple of ",
-                  hop, ") (got ", shape_of(samples), ")");
+  check(samples.dim() == 1 && samples.size(0) % hop == 0, op, ": samples must have shape (a multiple of ", hop,
+        ") (got ", shape_of(samples), ")");
   return samples.size(0) / hop;
 }
 
 uint8_t* gates_of(const char* op, const Stream& stream, int64_t frames, const std::optional<Tensor>& gates) {
   if (!gates.has_value()) return nullptr;
   const int64_t blocks = stream.model.geometry.blocks, count = stream.model.gates;
-  STD_TORCH_CHECK(gates->is_cpu() && gates->scalar_type() == ScalarType::Bool && gates->is_contiguous() &&
-                      gates->dim() == 3 && gates->size(0) == frames && gates->size(1) == blocks &&
-                      gates->size(2) == count,
-                  op, ": gates must be a contiguous bool tensor of shape [", frames, ", ", blocks, ", ", count,
-                  "] on the CPU (got shape ", shape_of(*gates), ")");
+  check(gates->is_cpu() && gates->scalar_type() == ScalarType::Bool && gates->is_contiguous() && gates->dim() == 3 &&
+            gates->size(0) == frames && gates->size(1) == blocks && gates->size(2) == count,
+        op, ": gates must be a contiguous bool tensor of shape [", frames, ", ", blocks, ", ", count,
+        "] on the CPU (got shape ", shape_of(*gates), ")");
   return static_cast<uint8_t*>(gates->mutable_data_ptr());
 }
 
@@ -144,8 +148,8 @@ void stream_step_out(Tensor packed, Tensor state, Tensor features, double shift,
   const char* op = "stream_step_out";
   const Stream stream = stream_of(op, packed, state);
   const int64_t frames = frames_of(op, stream, features);
-  STD_TORCH_CHECK(mask.dim() == 2 && mask.size(0) == frames && mask.size(1) == features.size(1), op,
-                  ": mask must have the shape of features, ", shape_of(features), " (got ", shape_of(mask), ")");
+  check(mask.dim() == 2 && mask.size(0) == frames && mask.size(1) == features.size(1), op,
+        ": mask must have the shape of features, ", shape_of(features), " (got ", shape_of(mask), ")");
   auto* to = const_cast<float*>(floats_of(op, "mask", mask));
   dyncp::step_frames(stream.model, stream.state, floats_of(op, "features", features), frames, static_cast<float>(shift),
                      to, gates_of(op, stream, frames, gates));
@@ -167,8 +171,8 @@ void stream_enhance_out(Tensor packed, Tensor state, Tensor samples, double shif
   const char* op = "stream_enhance_out";
   const Stream stream = stream_of(op, packed, state);
   const int64_t hops = hops_of(op, stream, samples);
-  STD_TORCH_CHECK(enhanced.dim() == 1 && enhanced.size(0) == samples.size(0), op,
-                  ": enhanced must have the shape of samples, ", shape_of(samples), " (got ", shape_of(enhanced), ")");
+  check(enhanced.dim() == 1 && enhanced.size(0) == samples.size(0), op, ": enhanced must have the shape of samples, ",
+        shape_of(samples), " (got ", shape_of(enhanced), ")");
   auto* to = const_cast<float*>(floats_of(op, "enhanced", enhanced));
   const float* from = floats_of(op, "samples", samples);
   uint8_t* bits = gates_of(op, stream, hops, gates);

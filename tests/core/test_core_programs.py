@@ -1,0 +1,137 @@
+"""The core alone: compiled without torch and Python, run natively and as NEON code under emulation."""
+
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dyncp_kernels.audio import enhance
+from dyncp_kernels.engine import StreamEngine, save_folded
+from dyncp_kernels.nn import ConvFSENet
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+CORE = ["isa", "json", "model_file", "dyncp", "stream_model", "stream_engine", "stream_calibration"]
+KERNELS = ["stream_step", "stream_transform"]
+X86_SETS = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
+}
+ARM_SETS = {"portable": [], "neon": []}
+FLAGS = ["-O2", "-std=gnu++17", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-ffp-contract=fast", "-fno-math-errno"]
+
+
+def build_core(folder: Path, compiler: str, sets: dict[str, list[str]]) -> list[str]:
+    """Object files of the core for one processor."""
+    jobs = [([], CSRC / "core" / f"{name}.cpp", folder / f"{name}.o") for name in CORE]
+    for name in KERNELS:
+        for isa, flags in sets.items():
+            source, target = CSRC / "core" / "kernels" / f"{name}.cpp", folder / f"{name}.{isa}.o"
+            jobs.append(([*flags, f"-DDYNCP_ISA={isa}"], source, target))
+
+    def compile_one(job):
+        flags, source, target = job
+        subprocess.run([compiler, *FLAGS, *flags, f"-I{CSRC}", "-c", source, "-o", target], check=True)
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_one, jobs))
+
+
+@pytest.fixture(scope="module")
+def native_core(tmp_path_factory):
+    if shutil.which("g++") is None or shutil.which("gcc") is None:
+        pytest.skip("gcc and g++ are needed to build the core")
+    sets = X86_SETS if platform.machine() == "x86_64" else ARM_SETS
+    return build_core(tmp_path_factory.mktemp("core"), "g++", sets)
+
+
+@pytest.fixture(scope="module")
+def example(native_core, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("example")
+    source, target = CSRC / "example" / "enhance_wav.c", folder / "enhance_wav.o"
+    flags = ["-O2", "-std=c99", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["gcc", *flags, f"-I{CSRC}", "-c", source, "-o", target], check=True)
+    subprocess.run(["g++", target, *native_core, "-o", folder / "enhance_wav"], check=True)
+    return folder / "enhance_wav"
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int = 16000) -> None:
+    is_float = samples.dtype == np.float32
+    width = 4 if is_float else 2
+    words = (3 if is_float else 1, 1), (rate, rate * width), (width, 8 * width)
+    form = b"".join(np.array(pair, "<u4" if i == 1 else "<u2").tobytes() for i, pair in enumerate(words))
+    data = samples.tobytes()
+    size = np.array([36 + len(data)], "<u4").tobytes()
+    path.write_bytes(
+        b"RIFF" + size + b"WAVEfmt \x10\0\0\0" + form + b"data" + np.array([len(data)], "<u4").tobytes() + data
+    )
+
+
+def test_core_equals_plain_loops_on_every_instruction_set(native_core, tmp_path):
+    program = tmp_path / "self_test"
+    source = Path(__file__).with_name("stream_self_test.cpp")
+    subprocess.run(["g++", *FLAGS, f"-I{CSRC}", source, *native_core, "-o", program], check=True)
+    result = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, "\n".join(line for line in result.stdout.splitlines() if not line.startswith("ok"))
+    assert "are not read" in result.stdout
+
+
+def test_core_equals_plain_loops_as_neon_code(tmp_path):
+    tools = ("aarch64-linux-gnu-g++", "qemu-aarch64")
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"NEON is tested with a cross compiler and an emulator (missing: {', '.join(missing)})")
+    objects = build_core(tmp_path, tools[0], ARM_SETS)
+    program = tmp_path / "self_test"
+    source = Path(__file__).with_name("stream_self_test.cpp")
+    subprocess.run([tools[0], *FLAGS, "-static", f"-I{CSRC}", source, *objects, "-o", program], check=True)
+    # The emulator maps pages as it likes, so pages are taken away natively only.
+    result = subprocess.run([tools[1], program, "--no-page-protection"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, "\n".join(line for line in result.stdout.splitlines() if not line.startswith("ok"))
+    assert "ok   neon" in result.stdout
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_c_example_enhances_a_file_as_python_does(example, tmp_path, dtype):
+    torch.manual_seed(0)
+    model = ConvFSENet(site="hidden").eval()
+    for block in model.blocks:
+        torch.nn.init.normal_(block.gate.expand.bias, 0.0, 0.3)
+    samples = (torch.randn(5000) * 0.1).numpy()
+    if dtype == np.int16:
+        samples = np.round(samples * 32767).astype(np.int16)
+    save_folded(model, tmp_path / "model.safetensors")
+    write_wav(tmp_path / "noisy.wav", samples)
+    arguments = [tmp_path / "model.safetensors", tmp_path / "noisy.wav", tmp_path / "clean.wav"]
+    subprocess.run([example, *arguments], check=True)
+    got = np.frombuffer((tmp_path / "clean.wav").read_bytes()[44:], "<f4")
+    given = samples.astype(np.float32) / (32768 if dtype == np.int16 else 1)
+    np.testing.assert_allclose(got, enhance(model, given), atol=1e-4)
+    engine = StreamEngine(model)
+    padded = np.concatenate([given, np.zeros(-len(given) % 256 + 256, np.float32)])
+    np.testing.assert_allclose(got, engine.push_hop(padded)[256:][: len(given)], atol=2e-6)
+
+
+def test_c_example_says_what_is_wrong_with_its_files(example, tmp_path):
+    save_folded(ConvFSENet(stacks=1).eval(), tmp_path / "model.safetensors")
+    write_wav(tmp_path / "noisy.wav", np.zeros(100, np.float32), rate=8000)
+    (tmp_path / "text.wav").write_bytes(b"no sound here")
+    (tmp_path / "bad.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-1])
+    out = tmp_path / "clean.wav"
+    for model, sound, message in (
+        ("model.safetensors", "noisy.wav", "16000 samples per second"),
+        ("model.safetensors", "text.wav", "must be a WAV file"),
+        ("bad.safetensors", "noisy.wav", "must lie inside the file"),
+        ("none.safetensors", "noisy.wav", "cannot open"),
+    ):
+        result = subprocess.run([example, tmp_path / model, tmp_path / sound, out], capture_output=True, text=True)
+        assert result.returncode == 1, model
+        assert message in result.stderr
+        assert not out.exists()

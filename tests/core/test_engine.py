@@ -1,0 +1,314 @@
+"""The streaming engine from Python: equal to the folded network in every geometry, precision and call pattern."""
+
+import threading
+
+import pytest
+import torch
+
+from dyncp_kernels import _extension
+from dyncp_kernels.audio import enhance
+from dyncp_kernels.engine import PackedModel, StreamEngine, folded_bytes
+from dyncp_kernels.nn import ConvFSENet
+
+pytestmark = pytest.mark.skipif(not _extension.extension_loaded(), reason="the native extension is not built")
+
+GEOMETRIES = {
+    "paper": {},
+    "odd": {"channels": 50, "hidden": 70, "kernel_size": 2, "dilations": (1, 3), "stacks": 2, "gate_hidden": 5},
+    "one tap": {"channels": 24, "hidden": 33, "kernel_size": 1, "stacks": 1, "gate_hidden": 20},
+    "five taps": {"channels": 130, "hidden": 40, "kernel_size": 5, "stacks": 1, "dilations": (2, 1, 8)},
+}
+
+
+def network(seed=0, **config):
+    """A folded network with lively BatchNorms whose gates keep about a quarter of the channels."""
+    torch.manual_seed(seed)
+    model = ConvFSENet(**{"n_fft": 128, "hop": 64, "bins": 65, **config})
+    for block in model.blocks:
+        for norm in (block.norm_in, block.norm_dw):
+            norm.running_mean.normal_(0, 0.3)
+            norm.running_var.uniform_(0.5, 2)
+            norm.weight.data.uniform_(0.5, 1.5)
+            norm.bias.data.normal_(0, 0.3)
+        if hasattr(block.gate, "expand"):
+            block.gate.expand.weight.data.normal_(0, 0.5)
+            block.gate.expand.bias.data.normal_(-0.6, 1)
+        elif block.gate is not None:
+            block.gate.score.data.normal_(-0.6, 1)
+    return model.eval().fold()
+
+
+def features(folded, frames=20, seed=1):
+    return torch.rand(frames, folded.config.bins, generator=torch.Generator().manual_seed(seed))
+
+
+def offline(folded, frames, shift=0.0):
+    mask, gates = folded(frames.T[None], shift, return_gates=True)
+    return mask[0].T, gates
+
+
+@pytest.fixture(params=_extension.supported_instruction_sets() or ["none"])
+def instruction_set(request):
+    before = _extension.instruction_set()
+    _extension.set_instruction_set(request.param)
+    yield request.param
+    _extension.set_instruction_set(before)
+
+
+def assert_equals_offline(folded, shift=0.0, **engine_options):
+    frames = features(folded)
+    wanted, wanted_gates = offline(folded, frames, shift)
+    engine = StreamEngine(folded, shift=shift, **engine_options)
+    got, gates = engine.step_with_gates(frames)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+    for used, expected in zip(gates, wanted_gates):
+        for site, reference in zip(used, expected):
+            assert (site is None) == (reference is None)
+            if site is not None:
+                assert torch.equal(site.T, reference[0].expand(-1, len(frames)))
+    return gates
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("site", ["none", "output", "hidden", "both"])
+def test_masks_and_gates_equal_the_folded_network(instruction_set, site, geometry):
+    folded = network(site=site, **GEOMETRIES[geometry])
+    for crossover in (0.0, 1.0) if site != "none" else (None,):
+        assert_equals_offline(folded, hidden_crossover=crossover, out_crossover=crossover)
+
+
+@pytest.mark.parametrize("pooling", ["average", "exponential", "window"])
+@pytest.mark.parametrize("activation", ["relu", "prelu"])
+def test_every_causal_pooling_and_activation(pooling, activation):
+    config = {"site": "both", "gate_pooling": pooling, "gate_window": 5, "activation": activation, "stacks": 1}
+    usage = torch.cat([s.float().mean()[None] for b in assert_equals_offline(network(**config)) for s in b])
+    assert 0.1 < usage.mean() < 0.5
+
+
+def test_static_gates():
+    assert_equals_offline(network(site="both", gate_per="static", stacks=1))
+
+
+@pytest.mark.parametrize("shift", [-100.0, -1.0, 1.0, 100.0])
+@pytest.mark.parametrize("site", ["output", "hidden", "both"])
+def test_a_shift_moves_the_usage_from_nothing_to_everything(site, shift):
+    gates = assert_equals_offline(network(site=site), shift)
+    if abs(shift) == 100:
+        assert all(bool((s == (shift > 0)).all()) for block in gates for s in block if s is not None)
+
+
+def test_the_shift_may_change_within_a_stream():
+    folded = network(site="hidden", gate_pooling="window", gate_window=1, dilations=(1,), stacks=1, kernel_size=1)
+    frames = features(folded)
+    engine = StreamEngine(folded)
+    low = engine.step(frames[:10])
+    engine.shift = 2.0
+    high = engine.step(frames[10:])
+    torch.testing.assert_close(low, offline(folded, frames)[0][:10], atol=1e-5, rtol=0)
+    torch.testing.assert_close(high, offline(folded, frames, 2.0)[0][10:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("site", ["none", "both"])
+def test_a_chunk_equals_its_frames_and_a_reset_starts_anew(site):
+    folded = network(site=site)
+    frames = features(folded)
+    engine = StreamEngine(folded)
+    chunk = engine.step(frames)
+    assert not torch.equal(engine.step(frames), chunk)
+    engine.reset()
+    single = torch.stack([engine.step(frame) for frame in frames])
+    assert torch.equal(single, chunk)
+    engine.reset()
+    out = torch.empty_like(frames)
+    assert engine.step(frames, out=out) is out
+    assert torch.equal(out, chunk)
+    assert engine.info["frames"] == len(frames)
+    assert engine.step(frames[:0]).shape == (0, folded.config.bins)
+
+
+def test_streams_in_threads_share_one_model_without_mixing():
+    folded = network(site="hidden")
+    packed = PackedModel(folded)
+    inputs = [features(folded, 200, seed) for seed in range(4)]
+    wanted = [StreamEngine(packed).step(frames) for frames in inputs]
+    results = {}
+
+    def work(index):
+        engine = StreamEngine(packed)
+        results[index] = torch.stack([engine.step(frame) for frame in inputs[index]])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, reference in enumerate(wanted):
+        assert torch.equal(results[index], reference)
+
+
+def test_a_copied_state_continues_the_stream():
+    folded = network(site="both")
+    frames = features(folded)
+    engine = StreamEngine(folded)
+    engine.step(frames[:10])
+    twin = StreamEngine(engine.model)
+    twin._state.copy_(engine._state)
+    assert torch.equal(engine.step(frames[10:]), twin.step(frames[10:]))
+
+
+@pytest.mark.parametrize(("n_fft", "hop"), [(512, 256), (256, 64), (128, 64)])
+@pytest.mark.parametrize("site", ["none", "hidden"])
+def test_samples_to_samples_equal_offline_enhancement(instruction_set, site, n_fft, hop):
+    folded = network(site=site, n_fft=n_fft, hop=hop, bins=n_fft // 2 + 1)
+    samples = torch.randn(hop * 30, generator=torch.Generator().manual_seed(2)) * 0.1
+    engine = StreamEngine(folded)
+    padded = torch.cat([samples, torch.zeros(engine.latency)])
+    got = engine.push_hop(padded)[engine.latency :]
+    torch.testing.assert_close(got, enhance(folded, samples), atol=1e-4, rtol=0)
+    engine.reset()
+    hops = torch.cat([engine.push_hop(part) for part in padded.split(hop)])[engine.latency :]
+    assert torch.equal(hops, got)
+    engine.reset()
+    in_place = padded.clone()
+    engine.push_hop(in_place, out=in_place)
+    assert torch.equal(in_place[engine.latency :], got)
+    engine.reset()
+    _, gates = engine.push_hop_with_gates(padded)
+    if site == "hidden":
+        assert gates[0].hidden.shape == (len(padded) // hop, 256)
+    engine.reset()
+    assert (engine.push_hop(padded.numpy())[engine.latency :] == got.numpy()).all()
+
+
+def test_silence_and_loud_samples_stay_finite():
+    folded = network(site="both")
+    engine = StreamEngine(folded)
+    assert engine.push_hop(torch.zeros(64 * 50)).abs().max() == 0
+    assert engine.push_hop(torch.full((64 * 50,), 1e6)).isfinite().all()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float16", 1e-3), ("bfloat16", 1e-2), ("int8", 2e-2)])
+@pytest.mark.parametrize("site", ["none", "output", "hidden", "both"])
+def test_weights_of_fewer_bits_stay_close(instruction_set, site, precision, tolerance):
+    # Static gates, so that no gate flips on a rounded score.
+    folded = network(site=site, gate_per="static")
+    frames = features(folded)
+    wanted, _ = offline(folded, frames)
+    for crossover in (0.0, 1.0):
+        engine = StreamEngine(folded, precision, hidden_crossover=crossover, out_crossover=crossover)
+        got = engine.step(frames)
+        torch.testing.assert_close(got, wanted, atol=tolerance, rtol=0)
+        assert not torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("crossover", [0.0, 1.0])
+@pytest.mark.parametrize("site", ["output", "hidden", "both"])
+def test_nan_in_pruned_rows_never_leaks(instruction_set, site, crossover, precision):
+    folded = network(site=site, gate_per="static", stacks=1, channels=40, hidden=72)
+    frames = features(folded)
+    options = {"hidden_crossover": crossover, "out_crossover": crossover}
+    clean = StreamEngine(folded, precision, **options).step(frames)
+    for block in folded.blocks:
+        gates = block.split_gates((block.gate.score > 0)[None])
+        if gates.hidden is not None:
+            pruned = ~gates.hidden[0]
+            assert pruned.any()
+            for name in ("w_in", "b_in", "w_dw", "b_dw"):
+                getattr(block, name)[pruned] = float("nan")
+            block.w_out[:, pruned] = float("nan")
+        if gates.out is not None:
+            pruned = ~gates.out[0]
+            assert pruned.any()
+            block.w_out[pruned] = float("nan")
+            block.b_out[pruned] = float("nan")
+    poisoned = StreamEngine(folded, precision, **options).step(frames)
+    # One int8 scale serves a row of W_out, pruned columns included, so there NaN takes part in packing.
+    torch.testing.assert_close(poisoned, clean, atol=5e-3 if precision == "int8" else 0, rtol=0)
+
+
+def test_crossovers_are_measured_reported_and_overridable():
+    folded = network(site="both", stacks=1)
+    measured = StreamEngine(folded).info
+    assert 0.3 < measured["hidden_crossover"] <= 1
+    assert 0.3 < measured["out_crossover"] <= 1
+    again = StreamEngine(folded).info
+    assert again["hidden_crossover"] == measured["hidden_crossover"]
+    assert again["instruction_set"] == _extension.instruction_set()
+    chosen = StreamEngine(folded, hidden_crossover=0.25, out_crossover=0.75).info
+    assert (chosen["hidden_crossover"], chosen["out_crossover"]) == (0.25, 0.75)
+
+
+def test_budget_uses_the_calibration():
+    model = network(site="hidden")
+    model.calibration = [(0.1, -2.0), (0.9, 2.0)]
+    assert StreamEngine(model, budget=0.5).shift == pytest.approx(0.0)
+    assert StreamEngine(model, budget=0.9).shift == pytest.approx(2.0)
+
+
+def test_networks_that_look_ahead_are_refused():
+    for config in ({"causal": False}, {"site": "hidden", "gate_per": "utterance"}):
+        with pytest.raises(ValueError, match="causal network with gates per frame"):
+            StreamEngine(ConvFSENet(**config).eval())
+
+
+def test_wrong_arguments_are_named():
+    folded = network(stacks=1)
+    engine = StreamEngine(folded)
+    other = StreamEngine(network(stacks=1, channels=64))
+    bins = folded.config.bins
+    with pytest.raises(ValueError, match=r"precision must be one of .*got 'float8'"):
+        StreamEngine(folded, "float8")
+    with pytest.raises(RuntimeError, match=r"features must have shape \(frames, 65\) \(got \[1, 64\]\)"):
+        engine.step(torch.rand(1, 64))
+    with pytest.raises(RuntimeError, match="features must be a contiguous float32 tensor"):
+        engine.step(torch.rand(bins, 3).T)
+    with pytest.raises(RuntimeError, match="features must be a contiguous float32 tensor"):
+        engine.step(torch.rand(3, bins, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="mask must have the shape of features"):
+        engine.step(torch.rand(3, bins), out=torch.empty(2, bins))
+    with pytest.raises(RuntimeError, match=r"samples must have shape \(a multiple of 64\)"):
+        engine.push_hop(torch.zeros(63))
+    with pytest.raises(RuntimeError, match="state must belong to this packed model"):
+        torch.ops.dyncp.stream_step(engine._packed, other._state, torch.rand(1, bins))
+    with pytest.raises(RuntimeError, match="state must be a stream's state"):
+        torch.ops.dyncp.stream_step(engine._packed, torch.zeros(4096, dtype=torch.uint8), torch.rand(1, bins))
+    with pytest.raises(RuntimeError, match="packed must come from stream_pack"):
+        torch.ops.dyncp.stream_step(engine._packed[:-64], engine._state, torch.rand(1, bins))
+    damaged = engine._packed.clone()
+    damaged[100] ^= 1
+    with pytest.raises(RuntimeError, match="whole and unchanged"):
+        torch.ops.dyncp.stream_state(damaged)
+    with pytest.raises(RuntimeError, match="stream_pack: model file"):
+        torch.ops.dyncp.stream_pack(torch.zeros(100, dtype=torch.uint8), "float32")
+
+
+def test_a_transform_of_another_size_is_refused_but_frames_run():
+    folded = network(n_fft=96, hop=48, bins=49)
+    engine = StreamEngine(folded)
+    torch.testing.assert_close(engine.step(features(folded)), offline(folded, features(folded))[0], atol=1e-5, rtol=0)
+    with pytest.raises(RuntimeError, match="n_fft must be a power of two"):
+        engine.push_hop(torch.zeros(48))
+
+
+def test_ops_pass_opcheck():
+    folded = network(site="both", stacks=1)
+    engine = StreamEngine(folded)
+    packed, state = engine._packed, engine._state
+    frames, samples = features(folded, 3), torch.randn(128)
+    tests = ("test_schema", "test_faketensor")
+    ops = torch.ops.dyncp
+    torch.library.opcheck(ops.stream_step.default, (packed, state, frames, 0.5), test_utils=tests)
+    torch.library.opcheck(ops.stream_enhance.default, (packed, state, samples, 0.5), test_utils=tests)
+    mask = torch.empty_like(frames)
+    gates = torch.empty(3, 3, 384, dtype=torch.bool)
+    torch.library.opcheck(ops.stream_step_out.default, (packed, state, frames, 0.5, mask, gates), test_utils=tests)
+    torch.library.opcheck(ops.stream_reset_.default, (packed, state), test_utils=tests)
+
+
+def test_file_bytes_are_a_safetensors_file():
+    safetensors = pytest.importorskip("safetensors.torch")
+    folded = network(site="both")
+    tensors = safetensors.load(folded_bytes(folded))
+    assert torch.equal(tensors["blocks.2.w_out"], folded.blocks[2].w_out)
+    assert torch.equal(tensors["blocks.0.gate.expand.bias"], folded.blocks[0].gate.expand.bias)
