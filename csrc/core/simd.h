@@ -9,6 +9,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #ifndef DYNCP_ISA
 #error "simd.h belongs to sources in csrc/core/kernels/, which are compiled with DYNCP_ISA"
 #endif
@@ -179,12 +183,31 @@ DYNCP_INLINE double widen(double v) { return v; }
 DYNCP_INLINE float widen(Half v) { return load_first(&v, 1)[0]; }
 DYNCP_INLINE float widen(BFloat16 v) { return load_first(&v, 1)[0]; }
 
-// Bytes (0 or not 0) as a lane mask (0 or -1) for T.
+// Bytes (0 or not 0) as a lane mask (0 or -1) for T.  GCC takes a conversion from bytes to wide lanes apart into
+// scalars, so x86 names the instruction (zero-masked: the header of the plain form draws a warning).
 template <class T>
 DYNCP_INLINE Mask<T> load_mask(const uint8_t* p) {
   typename VectorOf<uint8_t, kLanes<T>>::type bytes;
   __builtin_memcpy(&bytes, p, sizeof(bytes));
+#if defined(__AVX2__)
+  __m128i low = _mm_setzero_si128();
+  __builtin_memcpy(&low, &bytes, sizeof(bytes));
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return bits_as<Mask<T>>(_mm512_maskz_cvtepu8_epi32(0xffff, low)) != 0;
+  } else {
+    return bits_as<Mask<T>>(_mm512_maskz_cvtepu8_epi64(0xff, low)) != 0;
+  }
+#else
+  if constexpr (sizeof(T) == 4) {
+    return bits_as<Mask<T>>(_mm256_cvtepu8_epi32(low)) != 0;
+  } else {
+    return bits_as<Mask<T>>(_mm256_cvtepu8_epi64(low)) != 0;
+  }
+#endif
+#else
   return __builtin_convertvector(bytes, Mask<T>) != 0;
+#endif
 }
 
 // Selection, not multiplication: a NaN in the lane that is not taken never leaks.
