@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dyncp_kernels._atomic import replacing
 from dyncp_kernels._optional import require
 
 SUFFIXES = (".flac", ".ogg", ".wav")
@@ -139,18 +139,17 @@ def write_audio(
         raise AudioFileError(path, "its folder must exist", "no folder")
     frames = _guard_clipping(_checked_frames(samples), path, subtype)
 
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
-        with soundfile.SoundFile(
-            temporary, "w", samplerate=sample_rate, channels=frames.shape[1], format=container, subtype=subtype
-        ) as file:
+        with (
+            replacing(path) as part,
+            soundfile.SoundFile(
+                part, "w", samplerate=sample_rate, channels=frames.shape[1], format=container, subtype=subtype
+            ) as file,
+        ):
             for start in range(0, len(frames), _BLOCK):
                 file.write(frames[start : start + _BLOCK])
-        os.replace(temporary, path)
     except (RuntimeError, OSError, ValueError) as error:
         raise AudioFileError(path, "must be writable", str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def can_encode(suffix: str, subtype: str) -> bool:

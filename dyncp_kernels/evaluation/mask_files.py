@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dyncp_kernels._atomic import replacing
+
 __all__ = ["load_masks", "save_masks"]
 
 
@@ -34,10 +36,8 @@ def save_masks(path: str | os.PathLike[str], files: Sequence[Sequence[NDArray[np
         f"block{i}": np.packbits(np.concatenate([masks[i] for masks in files], axis=1).T, axis=1)
         for i in range(len(channels))
     }
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.savez_compressed(file, channels=channels, frames=frames, **arrays)
-    os.replace(part, path)
 
 
 def load_masks(path: str | os.PathLike[str]) -> list[list[NDArray[np.bool_]]]:

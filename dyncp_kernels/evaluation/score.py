@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dyncp_kernels._atomic import replacing
 from dyncp_kernels.audio.enhance import enhance
 from dyncp_kernels.audio.files import read_audio
 from dyncp_kernels.audio.stft import frame_count
@@ -79,13 +80,10 @@ class ScoreReport:
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one row a file, whole or not at all."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Utterance)])
             writer.writeheader()
             writer.writerows(asdict(utterance) for utterance in self.utterances)
-        os.replace(part, path)
 
 
 def score(

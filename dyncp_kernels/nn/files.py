@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dyncp_kernels._atomic import replacing
 from dyncp_kernels._optional import require
 from dyncp_kernels.nn.config import ConvFSENetConfig
 from dyncp_kernels.nn.conv_fsenet import ConvFSENet
@@ -115,13 +116,11 @@ def save(model: ConvFSENet, path: str | os.PathLike[str], info: Mapping[str, Any
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part)
-    os.replace(part, path)
+    with replacing(path) as part:
+        save_file(tensors, part)
     text = path.with_suffix(".json")
-    part = text.with_name(text.name + ".part")
-    part.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, text)
+    with replacing(text) as part:
+        part.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return path
 
 

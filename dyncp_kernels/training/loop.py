@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dyncp_kernels._atomic import replacing
 from dyncp_kernels._optional import require
 from dyncp_kernels.audio.enhance import enhance
 from dyncp_kernels.audio.files import read_audio
@@ -156,10 +156,9 @@ class Trainer:
         for i, parameter in enumerate(self.model.parameters()):
             for name, value in self.optimizer.state[parameter].items():
                 state[f"{i}.{name}"] = value.contiguous()
-        part = self.folder / "last.optimizer.safetensors.part"
-        save_file(state, part, metadata={"step": str(self.step)})
+        with replacing(self.folder / "last.optimizer.safetensors") as part:
+            save_file(state, part, metadata={"step": str(self.step)})
         # The model goes last: its step count is what a resumed run believes.
-        os.replace(part, self.folder / "last.optimizer.safetensors")
         save(self.model, self.folder / "last", info)
 
     def _adopt_folder(self) -> None:
