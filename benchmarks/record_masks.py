@@ -42,7 +42,7 @@ def record(model: str, folder: Path, out: Path, densities: list[int], trained: i
         masks = []
         for clip in clips:
             _, gates = network(clip, shift, return_gates=True)
-            masks.append(block_masks(gates, 0, clip.shape[-1]))
+            masks.append(block_masks(gates, clip.shape[-1]))
         path = out / f"{config.site}_{density}.npz"
         write_recorded(masks, path, frames)
         kept = sum(float(mask.sum()) for clip in masks for mask in clip) / sum(m.size for clip in masks for m in clip)

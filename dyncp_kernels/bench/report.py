@@ -127,6 +127,7 @@ _HEADINGS: tuple[str, ...] = (
     *("engine", "site", "kept", "gates", "dtype", "kMAC", "p50 us", "p99 us"),
     *("MACs saved", "time saved", "realised", "speed-up", "max error"),
 )
+_TEXT_COLUMNS = 5
 
 
 def _groups(results: Results) -> list[tuple[str, list[Row]]]:
@@ -180,15 +181,24 @@ def _goal_cells(goal: Goal) -> tuple[str, ...]:
 _GOAL_HEADINGS = ("what", "reached", "must", "aim", "verdict")
 
 
+_WIDE_CONSOLE = 160
+
+
 def print_tables(results: Results, console: Any) -> None:
-    """Print everything to a rich console."""
+    """Print everything to a rich console, with fewer columns where it is narrow."""
     table_type = require("rich.table", "cli").Table
+    is_wide = console.width >= _WIDE_CONSOLE
     for title, rows in _groups(results):
-        table = table_type(*_HEADINGS, title=title)
-        for column in table.columns[5:]:
-            column.justify = "right"
+        left_out = {"p99 us", "max error"} | ({"dtype"} if len({row.dtype for row in rows}) == 1 else set())
+        columns = [i for i, name in enumerate(_HEADINGS) if is_wide or name not in left_out]
+        table = table_type(title=title)
+        for column in columns:
+            table.add_column(_HEADINGS[column], justify="left" if column < _TEXT_COLUMNS else "right")
         for cells, row in zip(_table(rows), rows):
-            table.add_row(*cells, style=None if row.correct else "red")
+            shown = [cells[column] for column in columns]
+            if not row.correct:
+                shown[-1] = cells[-1]
+            table.add_row(*shown, style=None if row.correct else "red")
         console.print(table)
     table = table_type(*_GOAL_HEADINGS, title="goals: float32, one thread")
     for goal in goals(results):
@@ -219,7 +229,7 @@ def markdown(results: Results, figure: str | None = None) -> str:
         lines += [f"![Measured against theoretical saving]({figure})", ""]
     lines += ["## Goals", "", *_markdown_table(_GOAL_HEADINGS, [_goal_cells(goal) for goal in goals(results)], 1), ""]
     for title, rows in _groups(results):
-        lines += [f"## {title[0].upper()}{title[1:]}", "", *_markdown_table(_HEADINGS, _table(rows), 5), ""]
+        lines += [f"## {title[0].upper()}{title[1:]}", "", *_markdown_table(_HEADINGS, _table(rows), _TEXT_COLUMNS), ""]
     if results.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in results.notes), ""]
     return "\n".join(lines)

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dyncp_kernels._atomic import replacing
+
 __all__ = ["Results", "Row", "read_results", "with_savings", "write_results"]
 
 _FORMAT = 1
@@ -87,15 +89,12 @@ def write_results(results: Results, path: str | os.PathLike[str]) -> list[Path]:
     document = {"format": _FORMAT, "machine": results.machine, "notes": results.notes}
     document["rows"] = [asdict(row) for row in results.rows]
     json_path, csv_path = path.with_suffix(".json"), path.with_suffix(".csv")
-    part = json_path.with_name(json_path.name + ".part")
-    part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, json_path)
-    part = csv_path.with_name(csv_path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(json_path) as part:
+        part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with replacing(csv_path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in results.rows)
-    os.replace(part, csv_path)
     return [json_path, csv_path]
 
 

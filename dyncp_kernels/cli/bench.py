@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ __all__ = ["bench"]
 
 _RECORDED = Path("benchmarks/recorded")
 _RESULTS = "results.json"
+_FILE_WIDTH = 160
 
 
 def bench(
@@ -36,7 +39,8 @@ def bench(
 
     from dyncp_kernels._optional import MissingExtraError
 
-    console = Console(highlight=False)
+    # A file or pipe has no width of its own.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _FILE_WIDTH)
     try:
         if instructions:
             _count_instructions(console, out, recorded)

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from dyncp_kernels.bench.report import goals, markdown, plot
+from dyncp_kernels.bench.report import goals, markdown, plot, print_tables
 from dyncp_kernels.bench.row import Results, Row, read_results, with_savings, write_results
 
 pytest.importorskip("rich")
@@ -26,7 +26,7 @@ def example(correct=True):
         row(engine="masked dense, OpenVINO", p50=1.0, site="hidden", density=0.25, gates="random"),
         with_savings(row(**gated, p50=33.0, gates="random", correct=correct), static),
         with_savings(row(**gated, p50=24.0, gates="recorded"), static),
-        with_savings(row(engine="narrower dense 80, time of hidden 25% recorded", p50=24.5, macs=250e3), static),
+        with_savings(row(engine="narrower 80, time of hidden 25% recorded", p50=24.5, macs=250e3), static),
         row("full_path", p50=60.0),
         row("full_path", "dyncp static, samples", p50=72.0),
         row("precision", p50=60.0),
@@ -85,3 +85,15 @@ def test_the_figure_is_a_png(stored, tmp_path):
     path = plot(stored, tmp_path / "new" / "savings.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert plot(Results({}, []), tmp_path / "empty.png").exists()
+
+
+@pytest.mark.parametrize("width", [120, 220])
+def test_the_terminal_shows_every_engine_and_marks_wrong_ones_at_any_width(width):
+    from rich.console import Console
+
+    console = Console(width=width, record=True)
+    print_tables(example(correct=False), console)
+    text = console.export_text()
+    assert text.count("WRONG") == 1
+    assert text.count("dyncp static") == 5
+    assert ("p99 us" in text.splitlines()[2]) == (width == 220)

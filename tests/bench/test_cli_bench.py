@@ -1,9 +1,12 @@
+import functools
 from dataclasses import replace
 
 import pytest
 
 from dyncp_kernels._extension import extension_loaded
+from dyncp_kernels.bench import suites
 from dyncp_kernels.bench.row import Results, Row, read_results, write_results
+from dyncp_kernels.nn import ConvFSENetConfig, macs_per_frame
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("matplotlib")
@@ -47,9 +50,11 @@ def test_a_file_of_another_kind_is_one_line(tmp_path):
 
 
 @pytest.mark.skipif(not extension_loaded(), reason="needs the native extension")
-def test_measuring_one_suite_writes_its_rows(tmp_path):
+def test_measuring_one_suite_writes_its_rows(tmp_path, monkeypatch):
+    config = ConvFSENetConfig(channels=16, hidden=24, stacks=1)
+    monkeypatch.setattr(suites, "Plan", functools.partial(suites.Plan, config=config, stream_frames=60))
     result = dyncp("bench", "--suite", "full_path", "--seconds", "0.1", "--recorded", tmp_path, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     rows = read_results(tmp_path / "out" / "results.json").rows
     assert {row.suite for row in rows} == {"full_path"}
-    assert {row.macs_per_frame for row in rows if row.site == "none"} == {662528.0}
+    assert {row.macs_per_frame for row in rows if row.site == "none"} == {macs_per_frame(config)}
