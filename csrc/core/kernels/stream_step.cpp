@@ -129,10 +129,6 @@ DYNCP_INLINE void add_columns(const char* const* columns, const float* values, i
   for (; place < length; place += kWidth) add_column_tile<W, 1>(columns, values, count, place, out);
 }
 
-DYNCP_INLINE void prefetch_bytes(const char* start, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += kLine) prefetch(start + i);
-}
-
 // ---- gates
 
 DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state, const float* x, float* pooled) {
@@ -311,6 +307,9 @@ DYNCP_INLINE Channels compute_channels(const PackedHeader& h, const PackedBlock&
   return {u, activate(sum, b.slope_dw)};
 }
 
+// No software prefetch here: measured on an out-of-order core with 1 KiB records, it only lost time (its requests share
+// the few line fill buffers with the loads), at every density and for random gates as well.
+//
 // Only the kept channels; their z in the order of the list, and with `columns` their share of W_out z added to
 // `branch`.
 template <class W>
@@ -319,16 +318,11 @@ void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History&
   float* now = history.rows[h.geometry.taps - 1];
   for (int i = 0; i < h.hidden_padded; i += kWidth) store(now + i, zero<float>());
   const char* base = at<char>(&h, b.hidden_records);
-  const int64_t used = with_columns ? 2 * h.hidden_column : h.hidden_column;
   for (int first = 0; first < count; first += kWidth) {
     const char *records[kWidth], *columns[kWidth];
     for (int r = 0; r < kWidth; ++r) {
       records[r] = base + list[first + r] * h.hidden_stride;
       columns[r] = records[r] + h.hidden_column;
-    }
-    // The rows of the next group start to travel now: random rows give the hardware prefetcher nothing to follow.
-    for (int r = first + kWidth; r < least(first + 2 * kWidth, count); ++r) {
-      prefetch_bytes(base + list[r] * h.hidden_stride, used);
     }
     const Channels channels = compute_channels<W>(h, b, history, list + first, records, x);
     float u[kWidth];
@@ -350,7 +344,6 @@ void hidden_masked(const PackedHeader& h, const PackedBlock& b, const History& h
   for (int first = 0; first < h.hidden_padded; first += kWidth) {
     const char *records[kWidth], *columns[kWidth];
     for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, hidden - 1) * h.hidden_stride;
-    prefetch_bytes(records[0] + kWidth * h.hidden_stride, least(kWidth, hidden - first - kWidth) * h.hidden_stride);
     const Channels channels = compute_channels<W>(h, b, history, first, records, x);
     const Integers kept = bits_as<Integers>(load(mask + first));
     const Floats kept_z = select(kept, channels.z, zero<float>());
@@ -392,9 +385,6 @@ void out_gathered(const PackedHeader& h, const PackedBlock& b, const int32_t* li
   for (int first = 0; first < count; first += kWidth) {
     const char* records[kWidth];
     for (int r = 0; r < kWidth; ++r) records[r] = base + list[first + r] * h.out_stride;
-    for (int r = first + kWidth; r < least(first + 2 * kWidth, count); ++r) {
-      prefetch_bytes(base + list[r] * h.out_stride, int64_t{h.hidden_padded} * static_cast<int64_t>(sizeof(W)));
-    }
     float y[kWidth];
     store(y, compute_outputs<W>(h, b, list + first, records, z, hidden_mask));
     for (int r = 0; r < least(kWidth, count - first); ++r) x[list[first + r]] += y[r];
@@ -408,8 +398,6 @@ void out_masked(const PackedHeader& h, const PackedBlock& b, const float* mask, 
   for (int first = 0; first < h.channels_padded; first += kWidth) {
     const char* records[kWidth];
     for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, h.geometry.channels - 1) * h.out_stride;
-    prefetch_bytes(records[0] + kWidth * h.out_stride,
-                   least(kWidth, h.geometry.channels - first - kWidth) * h.out_stride);
     const Floats y = compute_outputs<W>(h, b, first, records, z, hidden_mask);
     const Integers kept = bits_as<Integers>(load(mask + first));
     store(x + first, select(kept, load(x + first) + y, load(x + first)));
@@ -487,12 +475,6 @@ void step_with(const PackedHeader& h, void* state, const float* features, float 
     if (g.gates_out) {
       const int32_t* list = at<int32_t>(state, b.out_list);
       const bool reads_all = static_cast<float>(kept[n].out) > crossover.out * static_cast<float>(g.channels);
-      if (!reads_all) {
-        for (int r = 0; r < least(kWidth, kept[n].out); ++r) {
-          prefetch_bytes(at<char>(&h, b.out_records) + list[r] * h.out_stride,
-                         int64_t{h.hidden_padded} * static_cast<int64_t>(sizeof(W)));
-        }
-      }
       hidden_dense<W>(h, b, history, x, z);
       if (reads_all) {
         out_masked<W>(h, b, at<float>(state, b.out_mask), z, nullptr, x);

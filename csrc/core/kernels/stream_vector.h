@@ -138,6 +138,4 @@ DYNCP_INLINE uint32_t bits_of(Integers comparison) {
 #endif
 }
 
-DYNCP_INLINE void prefetch(const char* p) { __builtin_prefetch(p, 0, 3); }
-
 }  // namespace dyncp::DYNCP_ISA
