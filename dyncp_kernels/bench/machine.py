@@ -6,7 +6,9 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ import torch
 from dyncp_kernels import __version__
 from dyncp_kernels._extension import LIBRARY, extension_loaded, instruction_set
 
-__all__ = ["machine_header"]
+__all__ = ["machine_header", "read_microseconds"]
 
 _PACKAGES = ("torch", "numpy", "onnxruntime", "openvino")
 
@@ -34,6 +36,25 @@ def machine_header() -> dict[str, Any]:
         "compiler": _compiler(),
         **{package: _version(package) for package in _PACKAGES},
     }
+
+
+def read_microseconds(count: int, repeats: int = 100) -> float:
+    """Median time that one thread takes to read ``count`` bytes again and again, as a dot product does.
+
+    It is the least that a network with weights of that size can take per frame, however few instructions it has.
+    """
+    left, right = torch.ones(2, max(count // 8, 1)).unbind()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            torch.dot(left, right)
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return 1e6 * median(times)
 
 
 def _text(path: Path) -> str | None:

@@ -13,13 +13,13 @@ import torch
 
 from dyncp_kernels.bench.engines import ENGINES, Engine, Run
 from dyncp_kernels.bench.engines.dyncp import HopStream, Stream
-from dyncp_kernels.bench.machine import machine_header
+from dyncp_kernels.bench.machine import machine_header, read_microseconds
 from dyncp_kernels.bench.masks import Masks, find_recorded, random_masks, read_recorded
 from dyncp_kernels.bench.measure import Check, check_offline, check_stream, measure
 from dyncp_kernels.bench.narrower import dense_config, width_of_equal_macs, width_of_equal_time
 from dyncp_kernels.bench.row import Results, Row, with_savings
 from dyncp_kernels.bench.workload import Workload, hop_workload, synthetic_workload
-from dyncp_kernels.engine import PRECISIONS
+from dyncp_kernels.engine import PRECISIONS, PackedModel
 from dyncp_kernels.evaluation.dynamism import DynamismMeter
 from dyncp_kernels.nn.config import ConvFSENetConfig
 
@@ -282,6 +282,12 @@ def _precision(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) ->
     """Narrower weights, streaming."""
     works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
     works += gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
+    for dtype in PRECISIONS:
+        size = PackedModel(works[0].network, dtype).tensor.numel()
+        notes.append(
+            f"reading the {size / 2**20:.2f} MB of the static network in {dtype} takes {read_microseconds(size):.1f} us "
+            "at least (measured, one thread)"
+        )
     cases = [
         Case(
             "precision",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dyncp_kernels.bench.machine import machine_header
+from dyncp_kernels.bench.machine import machine_header, read_microseconds
 from dyncp_kernels.bench.row import Results, Row, read_results, with_savings, write_results
 
 STATIC = Row(
@@ -63,3 +63,7 @@ def test_the_machine_header_names_processor_versions_and_date():
     assert header["cores"] >= 1
     assert {"date", "caches", "governor", "instruction_set", "compiler", "torch", "onnxruntime"} <= header.keys()
     json.dumps(header)
+
+
+def test_reading_more_takes_longer():
+    assert 0 < read_microseconds(4096) < read_microseconds(1 << 25, repeats=5)
