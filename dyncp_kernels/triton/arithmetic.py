@@ -12,10 +12,9 @@ __all__ = ["activate", "multiply", "select", "slope_of"]
 def _dot(a, b, total, WIDEN: tl.constexpr):  # noqa: N803
     """A product of 16-bit operands; WIDEN first makes them float32, which changes no product."""
     if WIDEN:
-        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
-    else:
-        total = tl.dot(a, b, total)
-    return total
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
 
 
 @triton.jit

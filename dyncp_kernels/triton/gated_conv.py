@@ -376,7 +376,7 @@ def _weight_gradient(
         BLOCK_T=sizes.frames,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
-        num_warps=sizes.warps,
+        num_warps=2 * sizes.warps,
         num_stages=sizes.stages,
     )
     return product.sum(0), row_sum.sum(0)

@@ -87,10 +87,10 @@ def fused_tile(channels: int, hidden: int, out_channels: int, reach: int, precis
 def split_tile(channels: int, hidden: int, out_channels: int, precision: str) -> SplitTile:
     """Blocks of expand, project and the gradients."""
     is_exact = precision == "ieee"
-    out_block = _power_of_two(out_channels, 16, 64 if is_exact else 256 if precision.startswith("split") else 128)
+    out_block = _power_of_two(out_channels, 16, 64 if is_exact else 128)
     return SplitTile(
         frames=64,
-        hidden=_power_of_two(hidden, 16, 32),
+        hidden=_power_of_two(hidden, 16, 16 if is_exact else 32),
         channels=_power_of_two(channels, 16, 32 if is_exact else 64),
         out_channels=_power_of_two(out_channels, 16, 32 if is_exact else 64),
         project_out_channels=out_block,

@@ -1,0 +1,267 @@
+"""The block ops of a GPU back-end against the PyTorch reference."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from dyncp_kernels.ops.reference import gated_conv_reference, gated_conv_step_reference
+
+NAMES = ("hidden_gate", "out_gate", "w_in", "b_in", "w_dw", "b_dw", "w_out", "b_out", "slope_in", "slope_dw")
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 8e-4}
+
+reference_backward = importlib.import_module("dyncp_kernels.ops.gated_conv")._run_reference_backward
+
+
+def assert_close(name, expected, actual, tolerance):
+    """Relative error of the whole tensor; NaN never passes."""
+    assert expected.shape == actual.shape, name
+    assert expected.dtype == actual.dtype, name
+    error = (expected.double().cpu() - actual.double().cpu()).norm()
+    assert error <= tolerance * expected.double().cpu().norm() + 1e-9, f"{name}: {error}"
+
+
+def block(
+    engine,
+    dtype=torch.float32,
+    *,
+    channels=20,
+    hidden=40,
+    frames=70,
+    batch=2,
+    taps=3,
+    hidden_gate="frame",
+    out_gate="frame",
+    kind="bool",
+    has_w_in=True,
+    prelu=True,
+    bias=True,
+    density=0.4,
+):
+    """Input and the ten tensors that follow it."""
+    hidden = hidden if has_w_in else channels
+
+    def draw(*shape, scale=1.0):
+        return (scale * torch.randn(*shape)).to(dtype).to(engine.device)
+
+    def gate(how, rows):
+        if how is None:
+            return None
+        kept = torch.rand(batch, rows, frames if how == "frame" else 1) < density
+        # One item without any, one with all channels at some frames.
+        kept[0, :, kept.shape[2] // 2] = False
+        kept[-1, :, kept.shape[2] // 3] = True
+        gates = kept if kind == "bool" else (kept * (0.25 + torch.rand(kept.shape))).to(dtype)
+        return gates.to(engine.device)
+
+    tensors = {
+        "hidden_gate": gate(hidden_gate, hidden),
+        "out_gate": gate(out_gate, channels),
+        "w_in": draw(hidden, channels, scale=0.3) if has_w_in else None,
+        "b_in": draw(hidden) if has_w_in and bias else None,
+        "w_dw": draw(hidden, taps),
+        "b_dw": draw(hidden) if bias else None,
+        "w_out": draw(channels, hidden, scale=0.3),
+        "b_out": draw(channels) if bias else None,
+        "slope_in": torch.full((1,), 0.25, dtype=dtype, device=engine.device) if has_w_in and prelu else None,
+        "slope_dw": torch.full((1,), 0.1, dtype=dtype, device=engine.device) if prelu else None,
+    }
+    return draw(batch, channels, frames), [tensors[name] for name in NAMES]
+
+
+CASES = {
+    "both sites, a gate for each frame": {},
+    "hidden site, a gate for each item": {"hidden_gate": "item", "out_gate": None},
+    "output site, a gate for each item": {"hidden_gate": None, "out_gate": "item", "prelu": False},
+    "no gates": {"hidden_gate": None, "out_gate": None},
+    "surrogate gates": {"kind": "float", "out_gate": "item"},
+    "no expansion": {"has_w_in": False},
+    "no biases, more frames than a tile": {"bias": False, "frames": 150, "batch": 1},
+    "fewer frames than taps reach": {"frames": 3},
+    "one tap": {"taps": 1, "frames": 20},
+    "odd sizes": {"channels": 17, "hidden": 33, "frames": 61},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forward_equals_reference(engine, case):
+    x, tensors = block(engine, **CASES[case])
+    expected = gated_conv_reference(x, *tensors, dilation=2)
+    assert_close(case, expected, engine.gated_conv(x, *tensors, dilation=2), TOLERANCE[x.dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_forward_of_16_bit_types_rounds_only_the_output(engine, dtype):
+    x, tensors = block(engine, dtype)
+    y = engine.gated_conv(x, *tensors)
+    assert_close("y", gated_conv_reference(x, *tensors), y, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("dilation", "causal", "residual"), [(1, True, False), (8, True, True), (3, False, True), (30, True, True)]
+)
+def test_dilation_padding_and_residual(engine, dilation, causal, residual):
+    options = {"dilation": dilation, "causal": causal, "residual": residual}
+    x, tensors = block(engine, batch=1)
+    expected = gated_conv_reference(x, *tensors, **options)
+    assert_close("y", expected, engine.gated_conv(x, *tensors, **options), TOLERANCE[x.dtype])
+
+
+@pytest.mark.parametrize("how", ["frame", "item"])
+def test_nothing_kept_leaves_x_unchanged(engine, how):
+    x, tensors = block(engine, hidden_gate=how, out_gate=None)
+    tensors[0] = torch.zeros_like(tensors[0])
+    assert torch.equal(engine.gated_conv(x, *tensors), x)
+    tensors[0], tensors[1] = None, x.new_zeros(x.shape, dtype=torch.bool)
+    assert torch.equal(engine.gated_conv(x, *tensors), x)
+
+
+def _poison(tensors, hidden_rows, out_rows):
+    """NaN in everything that belongs to the given rows."""
+    poisoned = [tensor if tensor is None else tensor.clone() for tensor in tensors]
+    for index in (2, 3, 4, 5):
+        poisoned[index][hidden_rows] = float("nan")
+    poisoned[6][:, hidden_rows] = float("nan")
+    poisoned[6][out_rows] = float("nan")
+    poisoned[7][out_rows] = float("nan")
+    return poisoned
+
+
+@pytest.mark.parametrize("how", ["frame", "item"])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_pruned_weights_are_never_read(engine, how, kind):
+    x, tensors = block(engine, batch=1, hidden_gate=how, out_gate=how, kind=kind, density=0.6)
+    hidden_rows, out_rows = [0, 5, 17, 39], [1, 19]
+    tensors[0][:, hidden_rows] = 0
+    tensors[1][:, out_rows] = 0
+    expected = gated_conv_reference(x, *tensors)
+    actual = engine.gated_conv(x, *_poison(tensors, hidden_rows, out_rows))
+    assert_close("y", expected, actual, TOLERANCE[x.dtype])
+
+
+def test_items_of_a_batch_use_their_own_gates(engine):
+    x, tensors = block(engine, batch=3, frames=40, hidden_gate="item", out_gate="item")
+    together = engine.gated_conv(x, *tensors)
+    for item in range(3):
+        alone = [tensor[item : item + 1] if index < 2 else tensor for index, tensor in enumerate(tensors)]
+        assert torch.equal(together[item : item + 1], engine.gated_conv(x[item : item + 1], *alone))
+
+
+def test_pruned_values_do_not_leak_into_other_frames(engine):
+    x, tensors = block(engine, batch=1, out_gate=None)
+    tensors[0][:, :, 30] = False
+    poisoned = x.clone()
+    poisoned[:, :, 30] = float("nan")
+    clean = engine.gated_conv(x, *tensors)
+    dirty = engine.gated_conv(poisoned, *tensors)
+    others = [frame for frame in range(x.shape[2]) if frame != 30]
+    assert torch.equal(dirty[:, :, others], clean[:, :, others])
+
+
+def test_strided_arguments(engine):
+    x, tensors = block(engine, batch=2)
+    expected = gated_conv_reference(x, *tensors)
+    strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+    tensors[0] = tensors[0].transpose(1, 2).contiguous().transpose(1, 2)
+    tensors[6] = tensors[6].t().contiguous().t()
+    assert_close("y", expected, engine.gated_conv(strided, *tensors), TOLERANCE[x.dtype])
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name not in ("odd sizes", "one tap")])
+def test_gradients_equal_reference(engine, case):
+    x, tensors = block(engine, **CASES[case])
+    grad = torch.randn_like(x)
+    expected = reference_backward(grad, x, *tensors, dilation=2)
+    actual = engine.gated_conv_backward(grad, x, *tensors, dilation=2)
+    for name, want, have in zip(("x", *NAMES), expected, actual):
+        assert_close(f"{case}: {name}", want, have, 2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_16_bit_types(engine, dtype):
+    x, tensors = block(engine, dtype, kind="float", frames=40)
+    grad = torch.randn_like(x)
+    expected = reference_backward(grad, x, *tensors)
+    actual = engine.gated_conv_backward(grad, x, *tensors)
+    for name, want, have in zip(("x", *NAMES), expected, actual):
+        assert_close(name, want, have, 1.5 * TOLERANCE[dtype])
+
+
+def test_gradients_never_read_pruned_weights(engine):
+    x, tensors = block(engine, batch=1, density=0.6)
+    hidden_rows, out_rows = [0, 5, 17], [1, 19]
+    tensors[0][:, hidden_rows] = False
+    tensors[1][:, out_rows] = False
+    grad = torch.randn_like(x)
+    expected = reference_backward(grad, x, *tensors)
+    actual = engine.gated_conv_backward(grad, x, *_poison(tensors, hidden_rows, out_rows))
+    for name, want, have in zip(("x", *NAMES), expected, actual):
+        assert_close(name, want, have, 2e-5)
+
+
+def test_unwanted_gradients_are_empty(engine):
+    x, tensors = block(engine, frames=20)
+    results = engine.gated_conv_backward(torch.randn_like(x), x, *tensors, wanted=1 | 1 << 3)
+    assert [result.numel() > 0 for result in results] == [index in (0, 3) for index in range(11)]
+
+
+def test_results_are_bitwise_reproducible(engine):
+    x, tensors = block(engine)
+    grad = torch.randn_like(x)
+    assert torch.equal(engine.gated_conv(x, *tensors), engine.gated_conv(x, *tensors))
+    first, second = (engine.gated_conv_backward(grad, x, *tensors) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second))
+
+
+STEP_CASES = {
+    "one stream": {"batch": 1},
+    "five streams with gates of their own": {"batch": 5},
+    "many streams without gates": {"batch": 67, "hidden_gate": None, "out_gate": None},
+    "surrogate gates": {"batch": 3, "kind": "float"},
+    "no expansion": {"batch": 3, "has_w_in": False},
+    "one tap": {"batch": 2, "taps": 1},
+    "bfloat16": {"batch": 3, "dtype": torch.bfloat16},
+}
+
+
+@pytest.mark.parametrize("case", STEP_CASES)
+def test_step_equals_reference(engine, case):
+    x, tensors = block(engine, frames=1, **STEP_CASES[case])
+    x = x[:, :, 0]
+    tensors = [gate if gate is None or index > 1 else gate[:, :, 0] for index, gate in enumerate(tensors)]
+    history = torch.randn(x.shape[0], tensors[4].shape[0], (tensors[4].shape[1] - 1) * 2).to(x)
+    expected_y, expected_history = gated_conv_step_reference(x, history, *tensors, dilation=2)
+    before = history.clone()
+    y, updated = engine.gated_conv_step(x, history, *tensors, dilation=2)
+    assert torch.equal(history, before)
+    assert_close("y", expected_y, y, TOLERANCE[x.dtype])
+    assert_close("history", expected_history, updated, TOLERANCE[x.dtype])
+    assert_close(
+        "y in place", expected_y, engine.gated_conv_step_(x, history, *tensors, dilation=2), TOLERANCE[x.dtype]
+    )
+    assert torch.equal(history, updated)
+
+
+def test_step_never_reads_pruned_weights(engine):
+    x, tensors = block(engine, frames=1, batch=1, density=0.6)
+    hidden_rows, out_rows = [0, 5, 17], [1, 19]
+    tensors[0][:, hidden_rows] = False
+    tensors[1][:, out_rows] = False
+    x, gates = x[:, :, 0], [gate[:, :, 0] for gate in tensors[:2]]
+    history = torch.randn(1, 40, 2).to(x)
+    expected = gated_conv_step_reference(x, history, *gates, *tensors[2:])
+    actual = engine.gated_conv_step(x, history, *gates, *_poison(tensors, hidden_rows, out_rows)[2:])
+    for name, want, have in zip(("y", "history"), expected, actual):
+        assert_close(name, want, have, TOLERANCE[x.dtype])
+
+
+def test_steps_give_the_frames_of_the_whole(engine):
+    x, tensors = block(engine, frames=6)
+    whole = engine.gated_conv(x, *tensors, dilation=2)
+    history = x.new_zeros(2, 40, 4)
+    for frame in range(6):
+        gates = [gate[:, :, frame] for gate in tensors[:2]]
+        y, history = engine.gated_conv_step(x[:, :, frame], history, *gates, *tensors[2:], dilation=2)
+        assert_close(f"frame {frame}", whole[:, :, frame], y, TOLERANCE[x.dtype])

@@ -1,0 +1,23 @@
+"""The block suite of tests/gpu on the Triton interpreter, in its own process: Triton reads the switch at import."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+SUITE = Path(__file__).resolve().parent.parent / "gpu" / "test_gpu_block.py"
+
+
+def test_block_suite_passes_under_the_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1", "DYNCP_TEST_ENGINE": "interpreter", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(SUITE)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
+    assert "skipped" not in result.stdout
