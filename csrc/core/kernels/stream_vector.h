@@ -53,14 +53,30 @@ DYNCP_INLINE Floats load_weights(const BFloat16* p) {
 #endif
 }
 
+// By hand, because compilers widen bytes lane by lane where the vectors differ that much in size.
 DYNCP_INLINE Floats load_weights(const Int8* p) {
-  typename VectorOf<int8_t, kWidth>::type bytes;
-  __builtin_memcpy(&bytes, p, sizeof(bytes));
 #if defined(__AVX512F__)
-  return reinterpret_cast<Floats>(
-      _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, reinterpret_cast<__m128i>(bytes))));
+  const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return reinterpret_cast<Floats>(_mm512_maskz_cvtepi32_ps(0xffff, wide));
+#elif defined(__AVX2__)
+  const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return reinterpret_cast<Floats>(_mm256_cvtepi32_ps(wide));
+#elif defined(__x86_64__)
+  // Each byte to the top of its lane, then down again with its sign.
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  const __m128i bytes = _mm_cvtsi32_si128(four), pairs = _mm_unpacklo_epi8(bytes, bytes);
+  const __m128i wide = _mm_srai_epi32(_mm_unpacklo_epi16(pairs, pairs), 24);
+  return reinterpret_cast<Floats>(_mm_cvtepi32_ps(wide));
+#elif defined(__aarch64__)
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(four));
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
 #else
-  return __builtin_convertvector(__builtin_convertvector(bytes, Integers), Floats);
+  Floats values;
+  for (int i = 0; i < kWidth; ++i) values[i] = static_cast<float>(p[i].bits);
+  return values;
 #endif
 }
 
