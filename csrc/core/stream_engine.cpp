@@ -1,5 +1,6 @@
 #include "core/stream_engine.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -42,14 +43,8 @@ void check_state(const PackedHeader& model, const void* state, int64_t bytes) {
 }
 
 void read_gates(const PackedHeader& model, const void* state, uint8_t* gates) {
-  const Geometry& g = model.geometry;
-  const int outputs = g.channels * g.gates_out;
-  for (int n = 0; n < g.blocks; ++n) {
-    const uint16_t* bits = at<uint16_t>(state, packed_blocks(model)[n].bits);
-    for (int i = 0; i < model.gates; ++i) {
-      const int place = i < outputs ? i : model.channels_padded * g.gates_out + i - outputs;
-      *gates++ = (bits[place / kPad] >> (place % kPad)) & 1;
-    }
+  for (int n = 0; n < model.geometry.blocks; ++n) {
+    unpack_gates(model, packed_blocks(model)[n], state, gates + int64_t{n} * model.gates);
   }
 }
 
@@ -57,9 +52,10 @@ void step_frames(const PackedHeader& model, void* state, const float* features, 
                  float* masks, uint8_t* gates) {
   const StreamKernels& kernels = DYNCP_KERNELS(StreamKernels, stream_kernels);
   const Geometry& g = model.geometry;
-  for (int64_t t = 0; t < frames; ++t) {
-    kernels.step(model, state, features + t * g.bins, shift, masks + t * g.bins);
-    if (gates != nullptr) read_gates(model, state, gates + t * g.blocks * model.gates);
+  for (int64_t t = 0; t < frames; t += kTileFrames) {
+    const int count = static_cast<int>(std::min<int64_t>(kTileFrames, frames - t));
+    kernels.step(model, state, features + t * g.bins, count, g.bins, shift, masks + t * g.bins,
+                 gates == nullptr ? nullptr : gates + t * g.blocks * model.gates);
   }
 }
 
@@ -70,13 +66,14 @@ void enhance_hops(const PackedHeader& model, void* state, const float* samples, 
   if (!model.has_transform) {
     fail("n_fft must be a power of two of at least 8 for samples (got " + std::to_string(g.n_fft) + ")");
   }
-  float* features = at<float>(state, model.features);
-  float* mask = at<float>(state, model.mask);
-  for (int64_t t = 0; t < hops; ++t) {
-    kernels.analyse(model, state, samples + t * g.hop);
-    kernels.step(model, state, features, shift, mask);
-    kernels.synthesise(model, state, mask, enhanced + t * g.hop);
-    if (gates != nullptr) read_gates(model, state, gates + t * g.blocks * model.gates);
+  const float* features = at<float>(state, model.features);
+  float* masks = at<float>(state, model.mask);
+  for (int64_t t = 0; t < hops; t += kTileFrames) {
+    const int count = static_cast<int>(std::min<int64_t>(kTileFrames, hops - t));
+    for (int i = 0; i < count; ++i) kernels.analyse(model, state, i, samples + (t + i) * g.hop);
+    kernels.step(model, state, features, count, model.bins_padded, shift, masks,
+                 gates == nullptr ? nullptr : gates + t * g.blocks * model.gates);
+    for (int i = 0; i < count; ++i) kernels.synthesise(model, state, i, enhanced + (t + i) * g.hop);
   }
 }
 

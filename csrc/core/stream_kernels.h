@@ -9,13 +9,25 @@
 
 namespace dyncp {
 
+// The gates of one block from their bits, one byte each, the output gates first.
+inline void unpack_gates(const PackedHeader& model, const PackedBlock& block, const void* state, uint8_t* gates) {
+  const int outputs = model.geometry.channels * model.geometry.gates_out;
+  const uint16_t* bits = at<uint16_t>(state, block.bits);
+  for (int i = 0; i < model.gates; ++i) {
+    const int place = i < outputs ? i : model.channels_padded * model.geometry.gates_out + i - outputs;
+    gates[i] = (bits[place / kPad] >> (place % kPad)) & 1;
+  }
+}
+
 struct StreamKernels {
-  // One frame of features (bins) to a mask (bins); the gates stay in the state as bits.
-  void (*step)(const PackedHeader& model, void* state, const float* features, float shift, float* mask);
-  // One hop of samples to the spectrum and the features in the state.
-  void (*analyse)(const PackedHeader& model, void* state, const float* samples);
-  // The masked spectrum to one hop of samples.
-  void (*synthesise)(const PackedHeader& model, void* state, const float* mask, float* samples);
+  // At most kTileFrames frames of features to masks, each `stride` floats apart; the last frame's gates stay in the
+  // state as bits, those of all go to `gates` (frames, blocks, gates) if it is given.
+  void (*step)(const PackedHeader& model, void* state, const float* features, int frames, int64_t stride, float shift,
+               float* masks, uint8_t* gates);
+  // One hop of samples to the spectrum and the features of one place, below kTileFrames, in the state.
+  void (*analyse)(const PackedHeader& model, void* state, int place, const float* samples);
+  // The spectrum of that place, scaled by its mask in the state, to one hop of samples.
+  void (*synthesise)(const PackedHeader& model, void* state, int place, float* samples);
 };
 
 }  // namespace dyncp

@@ -22,6 +22,8 @@ namespace dyncp {
 constexpr int kPad = 16;
 constexpr int kPanel = 128;
 constexpr int64_t kLine = 64;
+// Frames of a chunk that go through a block together, so that its weights come from far away once for all of them.
+constexpr int kTileFrames = 8;
 
 enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3 };
 enum class GateKind : int32_t { none = 0, pooled = 1, constant = 2 };
@@ -72,8 +74,8 @@ struct PackedHeader {
   int32_t has_transform;                    // n_fft is a power of two that the core transforms
   int64_t window, twiddles, real_twiddles;  // tables of the transform
   int64_t state_bytes;                      // of one stream
-  int64_t x, branch, hidden_values, pooled, gate_values, features, mask, kept;  // state offsets
-  int64_t samples, tail, work, spectrum;                                        // state offsets of the transform
+  int64_t x, branch, hidden_values, pooled, gate_values, features, mask, logits, kept;  // state offsets
+  int64_t samples, tail, work, spectrum;  // state offsets of the transform
 };
 
 // Kept channels of a block, in the state: an array of these.

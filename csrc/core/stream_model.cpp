@@ -162,11 +162,12 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     h.samples = state.floats(g.n_fft);
     h.tail = state.floats(g.n_fft);
     h.work = state.floats(4 * int64_t{g.n_fft} + 8 * kPad);
-    h.spectrum = state.floats(2 * int64_t{h.bins_padded} + 4 * kPad);
+    h.spectrum = state.floats(kTileFrames * (2 * int64_t{h.bins_padded} + 2 * kPad));
+    h.features = state.floats(kTileFrames * h.bins_padded);
+    h.mask = state.floats(kTileFrames * h.bins_padded);
   }
-  h.features = state.floats(h.bins_padded);
-  h.mask = state.floats(h.bins_padded);
-  h.x = state.floats(h.channels_padded);
+  h.logits = state.floats(h.bins_padded);
+  h.x = state.floats(kTileFrames * h.channels_padded);
   h.branch = state.floats(h.channels_padded + h.hidden_padded);
   h.hidden_values = state.floats(h.hidden_padded + kPad);
   h.pooled = state.floats(h.channels_padded);

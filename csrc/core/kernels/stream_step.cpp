@@ -196,7 +196,7 @@ DYNCP_INLINE void expand_bits(const uint16_t* bits, int units, float* mask) {
 }
 
 // Decides the gates of a block; what is derived from them is rebuilt only when a bit has changed.
-Kept decide(const PackedHeader& h, const PackedBlock& b, void* state, const float* x, float shift, Kept* kept) {
+void decide(const PackedHeader& h, const PackedBlock& b, void* state, const float* x, float shift, Kept* kept) {
   const Geometry& g = h.geometry;
   float* scores = at<float>(state, h.gate_values);
   const float* decided = scores;
@@ -241,7 +241,6 @@ Kept decide(const PackedHeader& h, const PackedBlock& b, void* state, const floa
       expand_bits(bits + out_units, units - out_units, at<float>(state, b.hidden_mask));
     }
   }
-  return *kept;
 }
 
 // ---- depthwise history: a ring of rows, one per frame, zeros for omitted channels
@@ -454,56 +453,70 @@ void block_with_hidden_gates(const PackedHeader& h, const PackedBlock& b, void* 
 }
 
 template <class W>
-void step_with(const PackedHeader& h, void* state, const float* features, float shift, float* mask) {
+void run_block(const PackedHeader& h, const PackedBlock& b, void* state, Kept kept, float* x) {
   const Geometry& g = h.geometry;
   const Crossover crossover = static_cast<const StateHeader*>(state)->crossover;
-  float* x = at<float>(state, h.x);
-  multiply_panels<W>(&h, h.front, features, x);
-  for (int i = 0; i < h.channels_padded; i += kWidth) store(x + i, relu<float>(load(x + i)));
-  const PackedBlock* blocks = packed_blocks(h);
-  Kept* kept = at<Kept>(state, h.kept);
-  for (int n = 0; n < g.blocks; ++n) {
-    const PackedBlock& b = blocks[n];
-    if (g.gate_kind != GateKind::none) decide(h, b, state, x, shift, kept + n);
-    History history;
-    find_history(h, b, state, history);
-    if (g.gates_hidden) {
-      block_with_hidden_gates<W>(h, b, state, history, kept[n], crossover, x);
-      continue;
-    }
-    float* z = at<float>(state, h.hidden_values);
-    if (g.gates_out) {
-      const int32_t* list = at<int32_t>(state, b.out_list);
-      const bool reads_all = static_cast<float>(kept[n].out) > crossover.out * static_cast<float>(g.channels);
-      hidden_dense<W>(h, b, history, x, z);
-      if (reads_all) {
-        out_masked<W>(h, b, at<float>(state, b.out_mask), z, nullptr, x);
-      } else {
-        out_gathered<W>(h, b, list, kept[n].out, z, nullptr, x);
-      }
-    } else {
-      hidden_dense<W>(h, b, history, x, z);
-      out_dense<W>(h, b, z, at<float>(state, h.branch), x);
-    }
+  History history;
+  find_history(h, b, state, history);
+  if (g.gates_hidden) return block_with_hidden_gates<W>(h, b, state, history, kept, crossover, x);
+  float* z = at<float>(state, h.hidden_values);
+  hidden_dense<W>(h, b, history, x, z);
+  if (!g.gates_out) {
+    out_dense<W>(h, b, z, at<float>(state, h.branch), x);
+  } else if (static_cast<float>(kept.out) > crossover.out * static_cast<float>(g.channels)) {
+    out_masked<W>(h, b, at<float>(state, b.out_mask), z, nullptr, x);
+  } else {
+    out_gathered<W>(h, b, at<int32_t>(state, b.out_list), kept.out, z, nullptr, x);
   }
-  float* logits = at<float>(state, h.mask);
-  multiply_panels<W>(&h, h.back, x, logits);
-  int i = 0;
-  for (; i + kWidth <= g.bins; i += kWidth) store(mask + i, sigmoid(load(logits + i)));
-  if (i < g.bins) store_first(mask + i, sigmoid(load(logits + i)), g.bins - i);
-  ++static_cast<StateHeader*>(state)->frames;
 }
 
-void step(const PackedHeader& model, void* state, const float* features, float shift, float* mask) {
+template <class W>
+void step_with(const PackedHeader& h, void* state, const float* features, int frames, int64_t stride, float shift,
+               float* masks, uint8_t* gates) {
+  const Geometry& g = h.geometry;
+  auto* header = static_cast<StateHeader*>(state);
+  const int64_t before = header->frames;
+  float* x = at<float>(state, h.x);
+  for (int t = 0; t < frames; ++t) {
+    float* row = x + int64_t{t} * h.channels_padded;
+    multiply_panels<W>(&h, h.front, features + t * stride, row);
+    for (int i = 0; i < h.channels_padded; i += kWidth) store(row + i, relu<float>(load(row + i)));
+  }
+  Kept* kept = at<Kept>(state, h.kept);
+  for (int n = 0; n < g.blocks; ++n) {
+    const PackedBlock& b = packed_blocks(h)[n];
+    for (int t = 0; t < frames; ++t) {
+      header->frames = before + t;
+      float* row = x + int64_t{t} * h.channels_padded;
+      if (g.gate_kind != GateKind::none) {
+        decide(h, b, state, row, shift, kept + n);
+        if (gates != nullptr) unpack_gates(h, b, state, gates + (int64_t{t} * g.blocks + n) * h.gates);
+      }
+      run_block<W>(h, b, state, kept[n], row);
+    }
+  }
+  header->frames = before + frames;
+  float* logits = at<float>(state, h.logits);
+  for (int t = 0; t < frames; ++t) {
+    multiply_panels<W>(&h, h.back, x + int64_t{t} * h.channels_padded, logits);
+    float* mask = masks + t * stride;
+    int i = 0;
+    for (; i + kWidth <= g.bins; i += kWidth) store(mask + i, sigmoid(load(logits + i)));
+    if (i < g.bins) store_first(mask + i, sigmoid(load(logits + i)), g.bins - i);
+  }
+}
+
+void step(const PackedHeader& model, void* state, const float* features, int frames, int64_t stride, float shift,
+          float* masks, uint8_t* gates) {
   switch (model.precision) {
     case Precision::float32:
-      return step_with<float>(model, state, features, shift, mask);
+      return step_with<float>(model, state, features, frames, stride, shift, masks, gates);
     case Precision::float16:
-      return step_with<Half>(model, state, features, shift, mask);
+      return step_with<Half>(model, state, features, frames, stride, shift, masks, gates);
     case Precision::bfloat16:
-      return step_with<BFloat16>(model, state, features, shift, mask);
+      return step_with<BFloat16>(model, state, features, frames, stride, shift, masks, gates);
     case Precision::int8:
-      return step_with<Int8>(model, state, features, shift, mask);
+      return step_with<Int8>(model, state, features, frames, stride, shift, masks, gates);
   }
 }
 

@@ -6,7 +6,7 @@
 
 namespace dyncp::DYNCP_ISA {
 
-void analyse(const PackedHeader& model, void* state, const float* samples);
-void synthesise(const PackedHeader& model, void* state, const float* mask, float* samples);
+void analyse(const PackedHeader& model, void* state, int place, const float* samples);
+void synthesise(const PackedHeader& model, void* state, int place, float* samples);
 
 }  // namespace dyncp::DYNCP_ISA

@@ -106,22 +106,22 @@ struct Buffers {
   Complex a, b, spectrum;
 };
 
-DYNCP_INLINE Buffers buffers_of(const PackedHeader& h, void* state) {
+DYNCP_INLINE Buffers buffers_of(const PackedHeader& h, void* state, int place) {
   float* work = at<float>(state, h.work);
   const int64_t part = h.geometry.n_fft / 2 + kPad;
-  float* spectrum = at<float>(state, h.spectrum);
+  float* spectrum = at<float>(state, h.spectrum) + place * (2 * int64_t{h.bins_padded} + 2 * kPad);
   return {{work, work + part}, {work + 2 * part, work + 3 * part}, {spectrum, spectrum + h.bins_padded + kPad}};
 }
 
 }  // namespace
 
-void analyse(const PackedHeader& h, void* state, const float* samples) {
+void analyse(const PackedHeader& h, void* state, int place, const float* samples) {
   const int size = h.geometry.n_fft, half = size / 2, hop = h.geometry.hop;
   float* history = at<float>(state, h.samples);
   for (int i = 0; i + hop < size; ++i) history[i] = history[i + hop];
   for (int i = 0; i < hop; ++i) history[size - hop + i] = samples[i];
   const float* window = at<float>(&h, h.window);
-  const Buffers buffers = buffers_of(h, state);
+  const Buffers buffers = buffers_of(h, state, place);
   for (int i = 0; i < half; ++i) {
     buffers.a.re[i] = history[2 * i] * window[2 * i];
     buffers.a.im[i] = history[2 * i + 1] * window[2 * i + 1];
@@ -145,19 +145,20 @@ void analyse(const PackedHeader& h, void* state, const float* samples) {
     out.re[m] = even_r - turned_r;
     out.im[m] = turned_i - even_i;
   }
-  float* features = at<float>(state, h.features);
+  float* features = at<float>(state, h.features) + int64_t{place} * h.bins_padded;
   for (int i = 0; i < h.bins_padded; i += kWidth) {
     const Floats re = load(out.re + i), im = load(out.im + i);
     store(features + i, power_of(square_root(re * re + im * im) + 1e-9f, h.geometry.compression));
   }
 }
 
-void synthesise(const PackedHeader& h, void* state, const float* mask, float* samples) {
+void synthesise(const PackedHeader& h, void* state, int place, float* samples) {
   const int size = h.geometry.n_fft, half = size / 2, hop = h.geometry.hop;
-  const Buffers buffers = buffers_of(h, state);
+  const Buffers buffers = buffers_of(h, state, place);
   const Complex x = buffers.spectrum, z = buffers.a;
   const float* cosine = at<float>(&h, h.real_twiddles);
   const float* sine = cosine + half / 2 + kPad;
+  const float* mask = at<float>(state, h.mask) + int64_t{place} * h.bins_padded;
   for (int i = 0; i <= half; ++i) {
     x.re[i] *= mask[i];
     x.im[i] *= mask[i];
