@@ -1,0 +1,334 @@
+// The forward block in one kernel: a block of threads takes 64 frames of one item, the frames around its outputs
+// included, and goes through the open hidden channels 64 at a time.  Only x, weights, gates and y touch memory.
+#include "cuda/channels.h"
+#include "cuda/tile_product.h"
+
+namespace dyncp::cuda {
+namespace {
+
+constexpr int kHidden = 64;  // hidden channels at a time
+constexpr int kDepth = 64;   // input channels at a time
+constexpr int kHiddenStride = kColumns + 2;
+
+// How each storage type multiplies.  In: W_in x.  Out: W_out z, where z is float32: 16-bit types cut it into a sum of
+// two bfloat16 numbers, and float16 weights too, so that neither range nor more than 16 bits are lost.
+template <class StorageType, class InProduct, class OutProduct, int kLeftParts, int kRightParts>
+struct Arithmetic {
+  using T = StorageType;
+  using In = InProduct;
+  using Out = OutProduct;
+  static constexpr int kWeightParts = kLeftParts;
+  static constexpr int kActivationParts = kRightParts;
+};
+using ExactFloat32 = Arithmetic<float, ExactProduct, ExactProduct, 1, 1>;
+using Tf32Float32 = Arithmetic<float, Tf32Product, Tf32Product, 1, 1>;
+using WideBFloat16 = Arithmetic<BFloat16, ShortProduct<BFloat16>, ShortProduct<BFloat16>, 1, 2>;
+using WideFloat16 = Arithmetic<Half, ShortProduct<Half>, ShortProduct<BFloat16>, 2, 2>;
+
+__host__ __device__ constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+// Offsets of the tiles in shared memory, in bytes.  order comes last: it is as long as the hidden channels.
+template <class A, int kOut>
+struct Shared {
+  using InItem = typename A::In::Item;
+  using OutItem = typename A::Out::Item;
+  static constexpr int kWeightStride = kDepth + A::In::kPad;
+  static constexpr int kOutStride = kHidden + A::Out::kPad;
+  static constexpr int kInBytes = kHidden * kWeightStride * int(sizeof(InItem));
+  static constexpr int kOutBytes = A::kWeightParts * kOut * kOutStride * int(sizeof(OutItem));
+  static constexpr int kWeights = 0;
+  static constexpr int kU = kWeights + larger(kInBytes, kOutBytes);
+  static constexpr int kZ = kU + kHidden * kHiddenStride * int(sizeof(float));
+  static constexpr int kCounts = kZ + A::kActivationParts * kColumns * kOutStride * int(sizeof(OutItem));
+  static constexpr int kOpened = kCounts + kThreads / 32 * int(sizeof(int));
+  static constexpr int kOutOpen = kOpened + kThreads * int(sizeof(int));
+  static constexpr int kX = round_up(kOutOpen + kOut * int(sizeof(int)), 16);
+
+  // x stays for the whole tile where it fits, otherwise it is read again for each 64 hidden channels.
+  static constexpr int kXLimit = 68 * 1024;
+  static bool __host__ __device__ keeps_x(int channels) {
+    return kColumns * x_stride(channels, true) * int(sizeof(InItem)) <= kXLimit;
+  }
+  static int __host__ __device__ x_stride(int channels, bool keeps) {
+    return (keeps ? round_up(channels, kDepth) : kDepth) + A::In::kPad;
+  }
+  static int __host__ __device__ order(int channels) {
+    return kX + kColumns * x_stride(channels, keeps_x(channels)) * int(sizeof(InItem));
+  }
+  static int bytes(int channels, int hidden) { return order(channels) + round_up(hidden * 2, 16); }
+};
+
+// x[first .. first + kDepth) of the tile's frames, as [frame][channel]; zeros outside.
+template <class A>
+__device__ void load_x(const BlockCall& p, int64_t batch, int64_t start, int first, typename A::In::Item* tile,
+                       int stride) {
+  const int column = threadIdx.x % kColumns;
+  const int64_t frame = start + column;
+  const bool inside = frame >= 0 && frame < p.frames;
+  const auto* x = static_cast<const typename A::T*>(p.x) + batch * p.x_batch_stride + frame * p.x_frame_stride;
+  for (int k = threadIdx.x / kColumns; k < kDepth; k += kThreads / kColumns) {
+    const int channel = first + k;
+    typename A::T value = from_float<typename A::T>(0.0f);
+    if (inside && channel < p.channels) value = x[channel * p.x_channel_stride];
+    tile[column * stride + k] = value;
+  }
+}
+
+// Rows order[first ...] of W_in, columns [begin, begin + kDepth); zeros past either end.
+template <class A>
+__device__ void load_w_in(const BlockCall& p, const uint16_t* order, int first, int active, int begin,
+                          typename A::In::Item* tile, int stride) {
+  using T = typename A::T;
+  constexpr int kVector = 16 / int(sizeof(T));
+  const auto* w = static_cast<const T*>(p.w_in);
+  const bool whole = p.w_in_column_stride == 1 && p.w_in_row_stride % kVector == 0 &&
+                     reinterpret_cast<uintptr_t>(w) % 16 == 0 && begin + kDepth <= p.channels;
+  if (whole) {
+    constexpr int kPieces = kDepth / kVector;
+    for (int i = threadIdx.x; i < kHidden * kPieces; i += kThreads) {
+      const int row = i / kPieces;
+      const int column = i % kPieces * kVector;
+      uint4 piece = {0, 0, 0, 0};
+      if (first + row < active)
+        piece = *reinterpret_cast<const uint4*>(w + order[first + row] * p.w_in_row_stride + begin + column);
+      *reinterpret_cast<uint4*>(tile + row * stride + column) = piece;
+    }
+    return;
+  }
+  for (int i = threadIdx.x; i < kHidden * kDepth; i += kThreads) {
+    const int row = i / kDepth;
+    const int column = i % kDepth;
+    T value = from_float<T>(0.0f);
+    if (first + row < active && begin + column < p.channels)
+      value = w[order[first + row] * p.w_in_row_stride + (begin + column) * p.w_in_column_stride];
+    tile[row * stride + column] = value;
+  }
+}
+
+// Columns order[first ...] of W_out, rows [begin, begin + kOut) that are open, as [row][column]; zeros elsewhere.
+template <class A, int kOut>
+__device__ void load_w_out(const BlockCall& p, const uint16_t* order, int first, int active, int begin,
+                           const int* out_open, typename A::Out::Item* tile, int stride) {
+  using T = typename A::T;
+  using Item = typename A::Out::Item;
+  const auto* w = static_cast<const T*>(p.w_out);
+  const bool columns_contiguous = p.w_out_row_stride == 1;  // neighbouring threads read along the contiguous axis
+  for (int i = threadIdx.x; i < kOut * kHidden; i += kThreads) {
+    const int row = columns_contiguous ? i % kOut : i / kHidden;
+    const int column = columns_contiguous ? i / kOut : i % kHidden;
+    float value = 0.0f;
+    if (first + column < active && begin + row < p.out_channels && out_open[row] != 0)
+      value = to_float(w[(begin + row) * p.w_out_row_stride + order[first + column] * p.w_out_column_stride]);
+    const Item high = from_float<Item>(value);
+    tile[row * stride + column] = high;
+    if constexpr (A::kWeightParts == 2)
+      tile[(kOut + row) * stride + column] = from_float<Item>(value - to_float(high));
+  }
+}
+
+// kOut is a multiple of 64: output channels of one block.
+template <class A, int kOut>
+__global__ void __launch_bounds__(kThreads) fused_block(BlockCall p, int64_t tiles) {
+  using T = typename A::T;
+  using Layout = Shared<A, kOut>;
+  using InItem = typename A::In::Item;
+  using OutItem = typename A::Out::Item;
+  DYNCP_SHARED(shared);
+  auto* weights_in = reinterpret_cast<InItem*>(shared + Layout::kWeights);
+  auto* weights_out = reinterpret_cast<OutItem*>(shared + Layout::kWeights);
+  auto* u = reinterpret_cast<float*>(shared + Layout::kU);
+  auto* z = reinterpret_cast<OutItem*>(shared + Layout::kZ);
+  auto* counts = reinterpret_cast<int*>(shared + Layout::kCounts);
+  auto* opened = reinterpret_cast<int*>(shared + Layout::kOpened);
+  auto* out_open = reinterpret_cast<int*>(shared + Layout::kOutOpen);
+  auto* x_tile = reinterpret_cast<InItem*>(shared + Layout::kX);
+  auto* order = reinterpret_cast<uint16_t*>(shared + Layout::order(p.channels));
+
+  const Lane lane;
+  const int64_t batch = blockIdx.x / tiles;
+  const int64_t span = kColumns - p.reach;
+  const int64_t first_out = blockIdx.x % tiles * span;
+  const int64_t last_out = first_out + span < p.frames ? first_out + span : p.frames;
+  const int64_t start = first_out - p.left;  // column j of the tile is frame start + j
+  const int out_begin = blockIdx.y * kOut;
+
+  int any_out = 0;
+  for (int row = threadIdx.x; row < kOut; row += kThreads) {
+    const int channel = out_begin + row;
+    int open = channel < p.out_channels;
+    if (open && p.out_gate.data != nullptr) open = is_open<T>(p.out_gate, batch, channel, first_out, last_out);
+    out_open[row] = open;
+    any_out |= open;
+  }
+  any_out = __syncthreads_or(any_out);
+  int active = p.hidden;
+  if (p.hidden_gate.data != nullptr) {
+    active = list_open<T>(p.hidden_gate, p.hidden, batch, first_out, last_out, order, counts);
+  } else {
+    for (int channel = threadIdx.x; channel < p.hidden; channel += kThreads)
+      order[channel] = static_cast<uint16_t>(channel);
+  }
+  if (any_out == 0) active = 0;
+
+  const bool keeps_x = Layout::keeps_x(p.channels);
+  const int x_stride = Layout::x_stride(p.channels, keeps_x);
+  const int depth = round_up(p.channels, kDepth);
+  if (p.w_in != nullptr && keeps_x && active > 0)
+    for (int k = 0; k < depth; k += kDepth) load_x<A>(p, batch, start, k, x_tile + k, x_stride);
+  __syncthreads();
+
+  const float slope_in = p.slope_in != nullptr ? load<T>(p.slope_in, 0) : 0.0f;
+  const float slope_dw = p.slope_dw != nullptr ? load<T>(p.slope_dw, 0) : 0.0f;
+  const auto* x = static_cast<const T*>(p.x) + batch * p.x_batch_stride;
+  const int column = threadIdx.x % kColumns;
+  const int64_t frame = start + column;
+  const bool frame_inside = frame >= 0 && frame < p.frames;
+  int frame_open = p.hidden_gate.data == nullptr;
+
+  constexpr int kRowTiles = kOut / (16 * kWarpRows);
+  float total[kRowTiles][kColumnTiles][4] = {};
+  for (int first = 0; first < active; first += kHidden) {
+    if (p.w_in != nullptr) {
+      float a[1][kColumnTiles][4] = {};
+      for (int k = 0; k < depth; k += kDepth) {
+        load_w_in<A>(p, order, first, active, k, weights_in, Layout::kWeightStride);
+        if (!keeps_x) load_x<A>(p, batch, start, k, x_tile, x_stride);
+        __syncthreads();
+        multiply_tiles<typename A::In, 1>(a, weights_in, Layout::kWeightStride, x_tile + (keeps_x ? k : 0), x_stride,
+                                          kDepth, lane);
+        __syncthreads();
+      }
+      DYNCP_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int row = lane.warp_row * 16 + lane.g + 8 * half;
+        const bool exists = first + row < active;
+        const int channel = exists ? order[first + row] : 0;
+        const float bias = exists && p.b_in != nullptr ? load<T>(p.b_in, channel) : 0.0f;
+        DYNCP_UNROLL
+        for (int j = 0; j < kColumnTiles; ++j) {
+          DYNCP_UNROLL
+          for (int i = 0; i < 2; ++i) {
+            const int at = (lane.warp_column * kColumnTiles + j) * 8 + 2 * lane.t + i;
+            u[row * kHiddenStride + at] = activate(a[0][j][2 * half + i] + bias, slope_in, p.slope_in != nullptr);
+          }
+        }
+      }
+    } else {
+      for (int row = threadIdx.x / kColumns; row < kHidden; row += kThreads / kColumns) {
+        float value = 0.0f;
+        if (first + row < active && frame_inside)
+          value = to_float(x[order[first + row] * p.x_channel_stride + frame * p.x_frame_stride]);
+        u[row * kHiddenStride + column] = value;
+      }
+    }
+    __syncthreads();
+    // The gate, and zeros outside the signal; one thread per column, 16 rows each.
+    float gates[kHidden * kColumns / kThreads];
+    DYNCP_UNROLL
+    for (int i = 0; i < kHidden * kColumns / kThreads; ++i) {
+      const int row = threadIdx.x / kColumns + i * (kThreads / kColumns);
+      float gate = 0.0f;
+      if (first + row < active && frame_inside)
+        gate = p.hidden_gate.data == nullptr ? 1.0f : gate_value<T>(p.hidden_gate, batch, order[first + row], frame);
+      gates[i] = gate;
+      frame_open |= gate != 0.0f;
+      float& value = u[row * kHiddenStride + column];
+      value = gate != 0.0f ? gate * value : 0.0f;
+    }
+    __syncthreads();
+    // Depthwise convolution; columns less than left or past the span read clamped columns and are never stored.
+    DYNCP_UNROLL
+    for (int i = 0; i < kHidden * kColumns / kThreads; ++i) {
+      const int row = threadIdx.x / kColumns + i * (kThreads / kColumns);
+      float value = 0.0f;
+      if (gates[i] != 0.0f) {
+        const int channel = order[first + row];
+        for (int tap = 0; tap < p.taps; ++tap) {
+          int source = column + tap * p.dilation - p.left;
+          source = source < 0 ? 0 : source >= kColumns ? kColumns - 1 : source;
+          value += load<T>(p.w_dw, static_cast<int64_t>(channel) * p.taps + tap) * u[row * kHiddenStride + source];
+        }
+        if (p.b_dw != nullptr) value += load<T>(p.b_dw, channel);
+        value = gates[i] * activate(value, slope_dw, p.slope_dw != nullptr);
+      }
+      const OutItem high = from_float<OutItem>(value);
+      z[column * Layout::kOutStride + row] = high;
+      if constexpr (A::kActivationParts == 2)
+        z[(kColumns + column) * Layout::kOutStride + row] = from_float<OutItem>(value - to_float(high));
+    }
+    load_w_out<A, kOut>(p, order, first, active, out_begin, out_open, weights_out, Layout::kOutStride);
+    __syncthreads();
+    const OutItem* weights_low = weights_out + kOut * Layout::kOutStride;
+    const OutItem* z_low = z + kColumns * Layout::kOutStride;
+    if constexpr (A::kWeightParts == 2)
+      multiply_tiles<typename A::Out, kRowTiles>(total, weights_low, Layout::kOutStride, z, Layout::kOutStride, kHidden,
+                                                 lane);
+    if constexpr (A::kActivationParts == 2)
+      multiply_tiles<typename A::Out, kRowTiles>(total, weights_out, Layout::kOutStride, z_low, Layout::kOutStride,
+                                                 kHidden, lane);
+    multiply_tiles<typename A::Out, kRowTiles>(total, weights_out, Layout::kOutStride, z, Layout::kOutStride, kHidden,
+                                               lane);
+    __syncthreads();
+  }
+
+  // A frame is open when one of the threads of its column saw an open gate.
+  opened[threadIdx.x] = frame_open;
+  __syncthreads();
+  auto* y = static_cast<T*>(p.y) + batch * p.out_channels * p.frames;
+  DYNCP_UNROLL
+  for (int i = 0; i < kRowTiles; ++i) {
+    DYNCP_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int row = (lane.warp_row * kRowTiles + i) * 16 + lane.g + 8 * half;
+      const int channel = out_begin + row;
+      if (channel >= p.out_channels) continue;
+      const bool computed = out_open[row] != 0;
+      const float bias = computed && p.b_out != nullptr ? load<T>(p.b_out, channel) : 0.0f;
+      DYNCP_UNROLL
+      for (int j = 0; j < kColumnTiles; ++j) {
+        DYNCP_UNROLL
+        for (int k = 0; k < 2; ++k) {
+          const int at = (lane.warp_column * kColumnTiles + j) * 8 + 2 * lane.t + k;
+          const int64_t target = start + at;
+          if (at < p.left || target < first_out || target >= last_out) continue;
+          float value = 0.0f;
+          const int is_open = opened[at] | opened[at + 64] | opened[at + 128] | opened[at + 192];
+          if (computed && is_open != 0) {
+            const float gate = p.out_gate.data == nullptr ? 1.0f : gate_value<T>(p.out_gate, batch, channel, target);
+            if (gate != 0.0f) value = gate * (total[i][j][2 * half + k] + bias);
+          }
+          if (p.residual) value += to_float(x[channel * p.x_channel_stride + target * p.x_frame_stride]);
+          y[channel * p.frames + target] = from_float<T>(value);
+        }
+      }
+    }
+  }
+}
+
+template <class A, int kOut>
+const char* launch_tiles(const BlockCall& p, void* stream) {
+  const int64_t span = kColumns - p.reach;
+  const int64_t tiles = (p.frames + span - 1) / span;
+  const dim3 grid(static_cast<unsigned>(p.batch * tiles), (p.out_channels + kOut - 1) / kOut);
+  return launch(fused_block<A, kOut>, grid, kThreads, Shared<A, kOut>::bytes(p.channels, p.hidden), stream, p, tiles);
+}
+
+}  // namespace
+
+const char* launch_gated_conv(const BlockCall& p, void* stream) {
+  if (p.reach > 48) return "the taps must reach over at most 48 frames";
+  if (p.hidden > 8192) return "there must be at most 8192 hidden channels";
+  if (p.batch * ((p.frames + 15) / 16) >= 0x7fffffff) return "batch times frames is more than one launch can take";
+  switch (p.storage) {
+    case Storage::float32:
+      return p.allow_tf32 ? launch_tiles<Tf32Float32, 128>(p, stream) : launch_tiles<ExactFloat32, 128>(p, stream);
+    case Storage::float16:
+      return launch_tiles<WideFloat16, 128>(p, stream);
+    default:
+      return p.out_channels <= 128 ? launch_tiles<WideBFloat16, 128>(p, stream)
+                                   : launch_tiles<WideBFloat16, 256>(p, stream);
+  }
+}
+
+}  // namespace dyncp::cuda
