@@ -39,8 +39,8 @@ struct BlockCall {
   const void* w_in = nullptr;  // (hidden, channels); null: u = m_h * x
   int64_t w_in_row_stride = 0;
   int64_t w_in_column_stride = 0;
-  const void* b_in = nullptr;   // biases may be null
-  const void* w_dw = nullptr;   // (hidden, taps), contiguous
+  const void* b_in = nullptr;  // biases may be null
+  const void* w_dw = nullptr;  // (hidden, taps), contiguous
   const void* b_dw = nullptr;
   const void* w_out = nullptr;  // (out_channels, hidden)
   int64_t w_out_row_stride = 0;
@@ -60,8 +60,50 @@ struct History {
   int64_t after_strides[3] = {0, 0, 0};
 };
 
-// Both return null, or why the launch failed.  stream is a cudaStream_t.
+// What the kernels that keep the hidden activations in memory share.  All are float32 (batch, hidden, frames) unless
+// another shape is given; a row that is closed throughout a tile of 64 frames is neither written nor read there.
+struct Activations {
+  bool skips = true;           // false: closed channels are computed too, for the gradient of the hidden gate
+  float* a = nullptr;          // W_in x + b_in; null without an expansion, where x takes its place
+  float* z = nullptr;          // the second activation
+  const void* grad = nullptr;  // gradient of y, in the storage type
+  int64_t grad_batch_stride = 0;
+  int64_t grad_channel_stride = 0;
+  int64_t grad_frame_stride = 0;
+  float* grad_c = nullptr;     // gradient of the second activation's input
+  float* grad_a = nullptr;     // gradient of the first activation's input
+  float* grad_gate = nullptr;  // gradient of the hidden gate, or null
+  float* rows = nullptr;  // (taps + 3, batch * tiles, hidden): of w_dw, b_dw, slope_dw, slope_in over a tile; zeros
+};
+
+// A product over all frames of the batch: (parts, rows, columns) and the sum of its left factor, (parts, rows).
+struct WeightGradient {
+  bool of_w_in = true;  // otherwise of w_out
+  float* product = nullptr;
+  float* row_sum = nullptr;  // or null
+  int parts = 1;
+};
+
+inline int64_t tiles_of(const BlockCall& call) { return (call.frames + 63) / 64; }
+
+// All return null, or why the launch failed.  stream is a cudaStream_t.
 const char* launch_gated_conv(const BlockCall& call, void* stream);
+
+// The same where the taps reach too far for one tile, and the parts of the gradient.
+const char* launch_expand(const BlockCall& call, const Activations& act, void* stream);
+const char* launch_depthwise(const BlockCall& call, const Activations& act, void* stream);
+const char* launch_project(const BlockCall& call, const Activations& act, void* stream);
+const char* launch_out_gate_gradient(const BlockCall& call, const Activations& act, float* result, void* stream);
+const char* launch_hidden_gradient(const BlockCall& call, const Activations& act, void* stream);
+const char* launch_expansion_gradient(const BlockCall& call, const Activations& act, void* stream);
+const char* launch_input_gradient(const BlockCall& call, const Activations& act, void* result, void* stream);
+const char* launch_weight_gradient(const BlockCall& call, const Activations& act, const WeightGradient& weights,
+                                   void* stream);
+
+// result[offset + i * step] = sum over j of values[i * inner_stride + j * outer_stride], added up in one fixed order
+// and written in the storage type.
+const char* launch_sum(Storage storage, const float* values, int64_t count, int64_t inner_stride, int64_t terms,
+                       int64_t outer_stride, void* result, int64_t offset, int64_t step, void* stream);
 const char* launch_gated_conv_step(const BlockCall& call, const History& history, void* stream);
 
 }  // namespace dyncp::cuda

@@ -11,6 +11,7 @@
 
 #define DYNCP_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define DYNCP_UNROLL _Pragma("unroll")
+#define DYNCP_NO_UNROLL _Pragma("unroll 1")
 
 namespace dyncp::cuda {
 

@@ -122,8 +122,7 @@ __device__ void load_w_out(const BlockCall& p, const uint16_t* order, int first,
       value = to_float(w[(begin + row) * p.w_out_row_stride + order[first + column] * p.w_out_column_stride]);
     const Item high = from_float<Item>(value);
     tile[row * stride + column] = high;
-    if constexpr (A::kWeightParts == 2)
-      tile[(kOut + row) * stride + column] = from_float<Item>(value - to_float(high));
+    if constexpr (A::kWeightParts == 2) tile[(kOut + row) * stride + column] = from_float<Item>(value - to_float(high));
   }
 }
 
@@ -317,9 +316,6 @@ const char* launch_tiles(const BlockCall& p, void* stream) {
 }  // namespace
 
 const char* launch_gated_conv(const BlockCall& p, void* stream) {
-  if (p.reach > 48) return "the taps must reach over at most 48 frames";
-  if (p.hidden > 8192) return "there must be at most 8192 hidden channels";
-  if (p.batch * ((p.frames + 15) / 16) >= 0x7fffffff) return "batch times frames is more than one launch can take";
   switch (p.storage) {
     case Storage::float32:
       return p.allow_tf32 ? launch_tiles<Tf32Float32, 128>(p, stream) : launch_tiles<ExactFloat32, 128>(p, stream);

@@ -17,8 +17,8 @@ __device__ float sum_over_warp(float value) {
 // after may be the same: a lane writes only what has been read.
 template <class T>
 __device__ void append(const History& history, int64_t stream, int64_t row, int reach, float value, int lane) {
-  const T* before = static_cast<const T*>(history.before) + stream * history.before_strides[0] +
-                    row * history.before_strides[1];
+  const T* before =
+      static_cast<const T*>(history.before) + stream * history.before_strides[0] + row * history.before_strides[1];
   T* after = static_cast<T*>(history.after) + stream * history.after_strides[0] + row * history.after_strides[1];
   for (int start = 0; start < reach; start += 32) {
     const int next = start + lane + 1;

@@ -13,8 +13,8 @@ namespace dyncp::cuda {
 constexpr int kThreads = 256;
 constexpr int kWarpRows = 4;
 constexpr int kWarpColumns = 2;
-constexpr int kColumns = 64;                                // of a right tile: frames
-constexpr int kColumnTiles = kColumns / kWarpColumns / 8;   // of one warp
+constexpr int kColumns = 64;                               // of a right tile: frames
+constexpr int kColumnTiles = kColumns / kWarpColumns / 8;  // of one warp
 
 struct Lane {
   int warp_row;

@@ -22,6 +22,7 @@
 #define __launch_bounds__(threads)
 #define DYNCP_SHARED(name) unsigned char* name = ::emulator::shared_memory()
 #define DYNCP_UNROLL
+#define DYNCP_NO_UNROLL
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
