@@ -58,7 +58,7 @@ struct PackedBlock {
   PanelMatrix gate_expand;  // inputs gate_width, outputs all gates; for a constant gate only bias, the scores
   // Byte offsets into the state: gates as 16 bits per vector of scores, then what is derived from them when they
   // change.
-  int64_t history, pool, bits, hidden_list, out_list, hidden_mask, out_mask;
+  int64_t history, pool, bits, hidden_list, out_list;
 };
 
 struct PackedHeader {

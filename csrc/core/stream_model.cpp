@@ -213,8 +213,6 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     b.bits = state.take(h.gates_padded / kPad * 2);
     b.hidden_list = state.floats(h.hidden_padded + kPad);
     b.out_list = state.floats(h.channels_padded + kPad);
-    b.hidden_mask = state.floats(h.hidden_padded);
-    b.out_mask = state.floats(h.channels_padded);
     plan.blocks.push_back(b);
   }
   h.back = take_panel(memory, precision, g.channels, g.bins);

@@ -82,10 +82,10 @@ void multiply_panels(const void* model, const PanelMatrix& matrix, const float* 
 
 // ---- products over rows that lie anywhere
 
-// Lane r of the result is row r times x; `length` is a multiple of kPad.  With a mask, lanes of the rows where it is 0
-// do not enter: there the weights may be anything.
+// Lane r of the result is row r times x; `length` is a multiple of kPad.  With `kept` bits, lanes of the rows where a
+// bit is 0 do not enter: there the weights may be anything.
 template <class W, bool kMasked>
-DYNCP_INLINE Floats multiply_rows(const char* const* rows, const float* x, const float* mask, int length) {
+DYNCP_INLINE Floats multiply_rows(const char* const* rows, const float* x, const uint16_t* kept, int length) {
   Floats sums[kWidth];
   for (int first = 0; first < kWidth; first += kRowsAtOnce) {
     Floats part[kRowsAtOnce];
@@ -94,7 +94,7 @@ DYNCP_INLINE Floats multiply_rows(const char* const* rows, const float* x, const
       const Floats value = load(x + i);
       for (int r = 0; r < kRowsAtOnce; ++r) {
         Floats w = load_weights(reinterpret_cast<const W*>(rows[first + r]) + i);
-        if (kMasked) w = select(bits_as<Integers>(load(mask + i)), w, zero<float>());
+        if (kMasked) w = select(lanes_of(kept, i), w, zero<float>());
         part[r] += value * w;
       }
     }
@@ -186,15 +186,6 @@ DYNCP_INLINE int list_bits(const uint16_t* bits, int units, int32_t* list) {
   return count;
 }
 
-DYNCP_INLINE void expand_bits(const uint16_t* bits, int units, float* mask) {
-  for (int unit = 0; unit < units; ++unit) {
-    for (int i = 0; i < kPad; ++i) {
-      const int32_t lane = -((bits[unit] >> i) & 1);
-      __builtin_memcpy(mask + unit * kPad + i, &lane, 4);
-    }
-  }
-}
-
 // Decides the gates of a block; what is derived from them is rebuilt only when a bit has changed.
 void decide(const PackedHeader& h, const PackedBlock& b, void* state, const float* x, float shift, Kept* kept) {
   const Geometry& g = h.geometry;
@@ -234,11 +225,9 @@ void decide(const PackedHeader& h, const PackedBlock& b, void* state, const floa
     const int out_units = g.gates_out ? h.channels_padded / kPad : 0;
     if (g.gates_out) {
       kept->out = list_bits(bits, out_units, at<int32_t>(state, b.out_list));
-      expand_bits(bits, out_units, at<float>(state, b.out_mask));
     }
     if (g.gates_hidden) {
       kept->hidden = list_bits(bits + out_units, units - out_units, at<int32_t>(state, b.hidden_list));
-      expand_bits(bits + out_units, units - out_units, at<float>(state, b.hidden_mask));
     }
   }
 }
@@ -335,7 +324,7 @@ void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History&
 
 // As hidden_gathered, but every row is read and pruned results are dropped by selection; z of all channels, in place.
 template <class W>
-void hidden_masked(const PackedHeader& h, const PackedBlock& b, const History& history, const float* mask,
+void hidden_bitsed(const PackedHeader& h, const PackedBlock& b, const History& history, const uint16_t* bits,
                    const float* x, float* z, bool with_columns, float* branch) {
   float* now = history.rows[h.geometry.taps - 1];
   const char* base = at<char>(&h, b.hidden_records);
@@ -344,7 +333,7 @@ void hidden_masked(const PackedHeader& h, const PackedBlock& b, const History& h
     const char *records[kWidth], *columns[kWidth];
     for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, hidden - 1) * h.hidden_stride;
     const Channels channels = compute_channels<W>(h, b, history, first, records, x);
-    const Integers kept = bits_as<Integers>(load(mask + first));
+    const Integers kept = lanes_of(bits, first);
     const Floats kept_z = select(kept, channels.z, zero<float>());
     store(now + first, select(kept, channels.u, zero<float>()));
     store(z + first, kept_z);
@@ -370,8 +359,8 @@ void out_dense(const PackedHeader& h, const PackedBlock& b, const float* z, floa
 
 template <class W, class Which>
 DYNCP_INLINE Floats compute_outputs(const PackedHeader& h, const PackedBlock& b, Which which,
-                                    const char* const* records, const float* z, const float* hidden_mask) {
-  const Floats product = hidden_mask != nullptr ? multiply_rows<W, true>(records, z, hidden_mask, h.hidden_padded)
+                                    const char* const* records, const float* z, const uint16_t* hidden_bits) {
+  const Floats product = hidden_bits != nullptr ? multiply_rows<W, true>(records, z, hidden_bits, h.hidden_padded)
                                                 : multiply_rows<W, false>(records, z, nullptr, h.hidden_padded);
   const Floats b_out = pick(at<float>(&h, b.b_out), which);
   return kScaled<W> ? product * pick(at<float>(&h, b.scale_out), which) + b_out : product + b_out;
@@ -379,39 +368,40 @@ DYNCP_INLINE Floats compute_outputs(const PackedHeader& h, const PackedBlock& b,
 
 template <class W>
 void out_gathered(const PackedHeader& h, const PackedBlock& b, const int32_t* list, int count, const float* z,
-                  const float* hidden_mask, float* x) {
+                  const uint16_t* hidden_bits, float* x) {
   const char* base = at<char>(&h, b.out_records);
   for (int first = 0; first < count; first += kWidth) {
     const char* records[kWidth];
     for (int r = 0; r < kWidth; ++r) records[r] = base + list[first + r] * h.out_stride;
     float y[kWidth];
-    store(y, compute_outputs<W>(h, b, list + first, records, z, hidden_mask));
+    store(y, compute_outputs<W>(h, b, list + first, records, z, hidden_bits));
     for (int r = 0; r < least(kWidth, count - first); ++r) x[list[first + r]] += y[r];
   }
 }
 
 template <class W>
-void out_masked(const PackedHeader& h, const PackedBlock& b, const float* mask, const float* z,
-                const float* hidden_mask, float* x) {
+void out_bitsed(const PackedHeader& h, const PackedBlock& b, const uint16_t* bits, const float* z,
+                const uint16_t* hidden_bits, float* x) {
   const char* base = at<char>(&h, b.out_records);
   for (int first = 0; first < h.channels_padded; first += kWidth) {
     const char* records[kWidth];
     for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, h.geometry.channels - 1) * h.out_stride;
-    const Floats y = compute_outputs<W>(h, b, first, records, z, hidden_mask);
-    const Integers kept = bits_as<Integers>(load(mask + first));
+    const Floats y = compute_outputs<W>(h, b, first, records, z, hidden_bits);
+    const Integers kept = lanes_of(bits, first);
     store(x + first, select(kept, load(x + first) + y, load(x + first)));
   }
 }
 
 // The sum of columns in `branch` becomes W_out z + b_out and enters x where the output gates, if any, keep it.
 template <class W>
-void finish_columns(const PackedHeader& h, const PackedBlock& b, const float* out_mask, const float* branch, float* x) {
+void finish_columns(const PackedHeader& h, const PackedBlock& b, const uint16_t* out_bits, const float* branch,
+                    float* x) {
   const float* b_out = at<float>(&h, b.b_out);
   const float* scale = at<float>(&h, b.scale_columns);
   for (int i = 0; i < h.channels_padded; i += kWidth) {
     const Floats sum = kScaled<W> ? load(branch + i) * load(scale + i) : load(branch + i);
     const Floats y = load(x + i) + (sum + load(b_out + i));
-    store(x + i, out_mask != nullptr ? select(bits_as<Integers>(load(out_mask + i)), y, load(x + i)) : y);
+    store(x + i, out_bits != nullptr ? select(lanes_of(out_bits, i), y, load(x + i)) : y);
   }
 }
 
@@ -422,8 +412,8 @@ void block_with_hidden_gates(const PackedHeader& h, const PackedBlock& b, void* 
   float* z = at<float>(state, h.hidden_values);
   float* branch = at<float>(state, h.branch);
   const int32_t* list = at<int32_t>(state, b.hidden_list);
-  const float* hidden_mask = at<float>(state, b.hidden_mask);
-  const float* out_mask = g.gates_out ? at<float>(state, b.out_mask) : nullptr;
+  const uint16_t* hidden_bits = at<uint16_t>(state, b.bits) + (g.gates_out ? h.channels_padded / kPad : 0);
+  const uint16_t* out_bits = g.gates_out ? at<uint16_t>(state, b.bits) : nullptr;
   if (kept.hidden == 0 || (g.gates_out && kept.out == 0)) {
     // Nothing reaches the output; but with kept hidden channels the history still needs their values.
     hidden_gathered<W>(h, b, history, list, kept.hidden, x, z, false, branch);
@@ -441,14 +431,14 @@ void block_with_hidden_gates(const PackedHeader& h, const PackedBlock& b, void* 
       z = spread;
     }
   } else {
-    hidden_masked<W>(h, b, history, hidden_mask, x, z, !by_rows, branch);
+    hidden_bitsed<W>(h, b, history, hidden_bits, x, z, !by_rows, branch);
   }
   if (!by_rows) {
-    finish_columns<W>(h, b, out_mask, branch, x);
+    finish_columns<W>(h, b, out_bits, branch, x);
   } else if (static_cast<float>(kept.out) > crossover.out * static_cast<float>(g.channels)) {
-    out_masked<W>(h, b, out_mask, z, hidden_mask, x);
+    out_bitsed<W>(h, b, out_bits, z, hidden_bits, x);
   } else {
-    out_gathered<W>(h, b, at<int32_t>(state, b.out_list), kept.out, z, hidden_mask, x);
+    out_gathered<W>(h, b, at<int32_t>(state, b.out_list), kept.out, z, hidden_bits, x);
   }
 }
 
@@ -464,7 +454,7 @@ void run_block(const PackedHeader& h, const PackedBlock& b, void* state, Kept ke
   if (!g.gates_out) {
     out_dense<W>(h, b, z, at<float>(state, h.branch), x);
   } else if (static_cast<float>(kept.out) > crossover.out * static_cast<float>(g.channels)) {
-    out_masked<W>(h, b, at<float>(state, b.out_mask), z, nullptr, x);
+    out_bitsed<W>(h, b, at<uint16_t>(state, b.bits), z, nullptr, x);
   } else {
     out_gathered<W>(h, b, at<int32_t>(state, b.out_list), kept.out, z, nullptr, x);
   }

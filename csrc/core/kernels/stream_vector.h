@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/simd.h"
+#include "core/stream_layout.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -151,6 +152,18 @@ DYNCP_INLINE uint32_t bits_of(Integers comparison) {
   uint32_t bits = 0;
   for (int i = 0; i < kWidth; ++i) bits |= (comparison[i] & 1u) << i;
   return bits;
+#endif
+}
+
+// The opposite: lanes of -1 where the bits from `first` on, a multiple of the width, are set.
+DYNCP_INLINE Integers lanes_of(const uint16_t* bits, int first) {
+  const int word = bits[first / kPad] >> (first % kPad);
+#if defined(__AVX512F__)
+  return reinterpret_cast<Integers>(_mm512_maskz_set1_epi32(static_cast<__mmask16>(word), -1));
+#else
+  Integers places{};
+  for (int i = 0; i < kWidth; ++i) places[i] = 1 << i;
+  return ((Integers{} + word) & places) != 0;
 #endif
 }
 
