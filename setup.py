@@ -6,6 +6,8 @@ DYNCP_NO_EXTENSION=1  install the pure-Python package, without the extension
 CXX                   the C++ compiler (default: the first of c++, g++, clang++)
 DYNCP_CXXFLAGS        further compiler flags, for example "-g -fsanitize=address"
 MAX_JOBS              how many compilers run at once (default: all processors)
+DYNCP_CUDA            1 builds the CUDA kernels, 0 does not (default: where torch has CUDA and nvcc is there)
+DYNCP_CUDA_ARCHS      compute capabilities to build for, as "80;90;100" (default: those of the GPUs here, else these)
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ INSTRUCTION_SETS = {
     "arm64": {"portable": [], "neon": []},
 }
 
+DEFAULT_CUDA_ARCHS = "80;90;100"
+
 # Contraction is asked for by name because the default differs between compilers and language modes; without it the
 # micro-kernels would multiply and add separately.
 COMMON_FLAGS = ["-O3", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=fast", "-fno-math-errno"]
@@ -70,6 +74,27 @@ def reason_for_no_extension() -> str | None:
     return None
 
 
+def builds_cuda() -> bool:
+    """Whether the CUDA kernels are built: as DYNCP_CUDA says, or where torch has CUDA and nvcc is there."""
+    import torch
+
+    wish = os.environ.get("DYNCP_CUDA", "")
+    if wish in ("0", "1"):
+        return wish == "1"
+    return torch.version.cuda is not None and shutil.which("nvcc") is not None
+
+
+def cuda_architectures() -> list[str]:
+    """Compute capabilities to build for, without the point."""
+    import torch
+
+    wish = os.environ.get("DYNCP_CUDA_ARCHS", "")
+    if not wish and torch.cuda.is_available():
+        pairs = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+        return sorted(f"{major}{minor}" for major, minor in pairs)
+    return [name.strip() for name in (wish or DEFAULT_CUDA_ARCHS).split(";") if name.strip()]
+
+
 class BuildExtension(build_ext):
     """Compiles csrc/ with the plain compiler driver, in parallel, and only what has changed."""
 
@@ -83,7 +108,8 @@ class BuildExtension(build_ext):
         OBJECTS.mkdir(parents=True, exist_ok=True)
         with open(OBJECTS / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._build(shlex.split(compiler), torch_root, torch.__version__, Path(self.get_ext_fullpath(ext.name)))
+            build = self._build_cuda if ext.name.endswith("_C_cuda") else self._build
+            build(shlex.split(compiler), torch_root, torch.__version__, Path(self.get_ext_fullpath(ext.name)))
 
     def _build(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
         flags = [*COMMON_FLAGS, *self._standard_flag(compiler), f"-I{CSRC}"]
@@ -121,6 +147,33 @@ class BuildExtension(build_ext):
         self._run([*link, "-o", str(fresh)])
         os.replace(fresh, output)
         stamp.write_text(f"{signature} {output}")
+
+    def _build_cuda(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
+        """The CUDA kernels, with nvcc, and their binding: a library of its own, loaded when a back-end asks for it."""
+        architectures = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in cuda_architectures()]
+        newest = cuda_architectures()[-1]
+        architectures.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+        flags = ["-O3", "-std=c++17", f"-I{CSRC}", "-Xcompiler", "-fPIC,-fvisibility=hidden", *architectures]
+        torch_flags = [f"-isystem{torch_root / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+        jobs: list[tuple[list[str], Path, Path, list[str], str]] = []
+        for source in sorted((CSRC / "cuda").glob("*.cu")):
+            jobs.append((["nvcc"], source, OBJECTS / f"cuda.{source.stem}.o", flags, ""))
+        host_flags = [*COMMON_FLAGS, *self._standard_flag(compiler), f"-I{CSRC}", *torch_flags]
+        for source in sorted((CSRC / "cuda").glob("*.cpp")):
+            jobs.append((compiler, source, OBJECTS / f"cuda.{source.stem}.o", host_flags, torch_version))
+        workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        with ThreadPoolExecutor(workers) as pool:
+            changed = list(pool.map(lambda job: self._compile(*job), jobs))
+        libraries = ["-ltorch_cpu"]
+        if (torch_root / "lib" / "libtorch_cuda.so").exists():
+            libraries.append("-ltorch_cuda")
+        link = ["nvcc", "-shared", *[str(job[2]) for job in jobs], f"-L{torch_root / 'lib'}", *libraries]
+        if output.exists() and not any(changed):
+            return
+        output.parent.mkdir(parents=True, exist_ok=True)
+        fresh = output.with_name(output.name + ".new")
+        self._run([*link, "-o", str(fresh)])
+        os.replace(fresh, output)
 
     @staticmethod
     def _standard_flag(compiler: list[str]) -> list[str]:
@@ -170,8 +223,9 @@ class BuildExtension(build_ext):
 
 reason = reason_for_no_extension()
 if reason is None:
+    names = ["dyncp_kernels._C", "dyncp_kernels._C_cuda"] if builds_cuda() else ["dyncp_kernels._C"]
     setup(
-        ext_modules=[Extension("dyncp_kernels._C", sources=[], py_limited_api=True)],
+        ext_modules=[Extension(name, sources=[], py_limited_api=True) for name in names],
         cmdclass={"build_ext": BuildExtension},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )

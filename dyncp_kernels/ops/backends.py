@@ -95,7 +95,14 @@ def triton_implementation(op: str) -> Callable[..., Any]:
 
 
 def _cuda_implementation(op: str) -> Callable[..., Any]:
-    return getattr(torch.ops.dyncp_cuda, op).default
+    overload = getattr(torch.ops.dyncp_cuda, op).default
+    if "step" in op:
+        return overload
+
+    def run(*args: Any, **options: Any) -> Any:
+        return overload(*args, **options, allow_tf32=torch.get_float32_matmul_precision() != "highest")
+
+    return run
 
 
 BACKENDS = {

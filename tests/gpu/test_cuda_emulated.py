@@ -1,0 +1,86 @@
+"""The CUDA C++ kernels executed on the processor, thread by thread, against the reference: no GPU needed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SOURCES = ("gated_conv.cu", "gated_conv_step.cu", "gated_conv_backward.cu", "binding.cpp")
+COMPILER = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is installed")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The kernels and their binding, built for the emulator."""
+    folder = tmp_path_factory.mktemp("emulator")
+    torch_root = Path(torch.__file__).resolve().parent
+    flags = ["-O1", "-std=c++17", "-fPIC", "-DDYNCP_EMULATED", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    flags += [f"-isystem{torch_root / 'include'}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'gpu' / 'emulator'}"]
+
+    def build(name):
+        target = folder / f"{name}.o"
+        command = [COMPILER, *flags, "-x", "c++", "-c", str(ROOT / "csrc" / "cuda" / name), "-o", str(target)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(build, SOURCES))
+    output = folder / "libdyncp_emulated.so"
+    link = [COMPILER, "-shared", *objects, "-o", str(output), f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
+    subprocess.run(link, check=True)
+    return output
+
+
+def _environment(library, **further):
+    settings = {"DYNCP_TEST_ENGINE": "emulator", "DYNCP_EMULATOR": str(library), "OMP_NUM_THREADS": "1"}
+    return os.environ | settings | further
+
+
+@pytest.mark.parametrize("reverse", ["0", "1"], ids=["threads in order", "threads in reverse order"])
+def test_block_suite_passes_in_any_order_of_threads(library, reverse):
+    suite = ROOT / "tests" / "gpu" / "test_gpu_block.py"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(suite)]
+    environment = _environment(library, DYNCP_EMULATOR_REVERSE=reverse)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
+    assert "skipped" not in result.stdout
+
+
+TF32 = """
+import sys, torch
+from dyncp_kernels.ops.reference import gated_conv_reference
+torch.ops.load_library(sys.argv[1])
+torch.manual_seed(0)
+for channels, hidden in ((40, 72), (300, 80)):
+    x = torch.randn(2, channels, 70)
+    gate = torch.rand(2, hidden, 70) < 0.4
+    tensors = [gate, None, 0.2 * torch.randn(hidden, channels), torch.randn(hidden), torch.randn(hidden, 3), None,
+               0.2 * torch.randn(channels, hidden), None, None, None]
+    expected = gated_conv_reference(x, *tensors)
+    exact = torch.ops.dyncp_cuda.gated_conv(x, *tensors)
+    fast = torch.ops.dyncp_cuda.gated_conv(x, *tensors, allow_tf32=True)
+    print(((exact - expected).norm() / expected.norm()).item(), ((fast - expected).norm() / expected.norm()).item())
+"""
+
+
+def test_tf32_is_close_and_only_used_when_allowed(library):
+    """Also with so many channels that x is read again for each 64 hidden channels."""
+    command = [sys.executable, "-c", TF32, str(library)]
+    result = subprocess.run(command, env=_environment(library), capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for line in result.stdout.splitlines():
+        exact, fast = map(float, line.split())
+        assert exact < 2e-6
+        assert 1e-5 < fast < 1e-3
