@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dyncp_kernels.audio.enhance import Samples, budget_shift, checked_samples, model_device
+from dyncp_kernels._extension import extension_loaded
+from dyncp_kernels.audio.enhance import Samples, checked_samples, model_device
 from dyncp_kernels.audio.stft import StreamingAnalysis, StreamingSynthesis, apply_mask, features
-
-if TYPE_CHECKING:
-    from dyncp_kernels.nn.block import BlockGates
+from dyncp_kernels.engine import PackedModel, StreamEngine
+from dyncp_kernels.nn.block import BlockGates
+from dyncp_kernels.nn.calibrate import shift_for_budget
+from dyncp_kernels.nn.conv_fsenet import ConvFSENet
+from dyncp_kernels.nn.inference import InferenceConvFSENet
 
 __all__ = ["StreamingEnhancer"]
 
@@ -22,24 +25,35 @@ class StreamingEnhancer:
     """Enhances one or several signals in step, hop by hop, with the same result as ``enhance``, delayed by ``latency``.
 
     The model is shared and only read; the state lives here. So many enhancers may use one model, each from its own
-    thread; one enhancer must not be used from two threads at a time. One frame is too little work to share, so
-    ``torch.set_num_threads(1)`` makes streaming faster on most machines.
+    thread; one enhancer must not be used from two threads at a time. A float32 model on the CPU runs on the streaming
+    engine, samples to samples in one call; without the extension, or in another dtype, it runs on
+    ``InferenceConvFSENet.step``, where ``torch.set_num_threads(1)`` is faster on most machines: one frame is too little
+    work to share.
 
     Args:
-        model: a causal ``ConvFSENet`` in eval mode (it is folded here) or ``InferenceConvFSENet``. To share the folded
-            weights between enhancers, fold once and pass the result.
+        model: a causal ``ConvFSENet`` in eval mode or ``InferenceConvFSENet`` (folded and packed here), or an
+            ``engine.PackedModel``, which any number of enhancers share.
         budget: share of channels to keep, as in ``enhance``; the attribute may be set between pushes.
         streams: number of signals S.
+        precision: of the weights in the streaming engine, see ``engine.PackedModel``; for a packed model its own.
 
     Raises:
-        ValueError: the model looks ahead, is in training mode or cannot follow the budget; ``streams`` is below 1.
+        ValueError: the model looks ahead, is in training mode or cannot follow the budget; ``streams`` is below 1; a
+            reduced precision where the streaming engine cannot run.
     """
 
     _like: tuple[int, Any, bool]  # dimensions, dtype and whether numpy, of the last push
     _waiting: Tensor
     _received: int
 
-    def __init__(self, model: nn.Module, *, budget: float | None = None, streams: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module | PackedModel,
+        *,
+        budget: float | None = None,
+        streams: int = 1,
+        precision: str = "float32",
+    ) -> None:
         if streams < 1:
             raise ValueError(f"StreamingEnhancer: streams must be at least 1 (got {streams})")
         config: Any = model.config
@@ -48,16 +62,21 @@ class StreamingEnhancer:
                 "StreamingEnhancer: model must be causal with gates per frame "
                 f"(got causal={config.causal}, gate_per={config.gate_per!r})"
             )
-        if model.training:
+        if isinstance(model, nn.Module) and model.training:
             raise ValueError("StreamingEnhancer: model must be in eval mode (got training mode)")
-        trained: Any = model
-        self.model: Any = trained.fold() if hasattr(trained, "fold") else trained
-        self.budget = budget
         self.streams = streams
-        self._device = model_device(self.model)
         self._config = config
-        self._analysis = StreamingAnalysis(streams, config.n_fft, config.hop)
-        self._synthesis = StreamingSynthesis(streams, config.n_fft, config.hop)
+        self._calibration: Any = model.calibration
+        self._hops: _EngineHops | _ModelHops
+        if isinstance(model, PackedModel):
+            self._hops = _EngineHops(model, streams)
+        elif _engine_runs(model):
+            self._hops = _EngineHops(PackedModel(cast("InferenceConvFSENet", model), precision), streams)
+        elif precision != "float32":
+            raise ValueError(f"StreamingEnhancer: precision must be 'float32' without the engine (got {precision!r})")
+        else:
+            self._hops = _ModelHops(model, streams)
+        self.budget = budget
         self.reset()
 
     @property
@@ -67,7 +86,7 @@ class StreamingEnhancer:
 
     @budget.setter
     def budget(self, budget: float | None) -> None:
-        self._shift = budget_shift(self.model, budget)
+        self._shift = shift_for_budget(self._calibration, budget)
         self._budget = budget
 
     @property
@@ -130,33 +149,90 @@ class StreamingEnhancer:
 
     def reset(self) -> None:
         """Forget the signal so far, as if newly made."""
-        self._analysis.reset()
-        self._synthesis.reset()
-        self._state = self.model.initial_state(self.streams)
+        self._hops.reset()
         self._waiting = torch.zeros(self.streams, 0)
         self._received = 0
         self._frames = 0
         self._like = (2, torch.float32, False)
 
     def _process(self, samples: Tensor) -> tuple[Tensor, list[BlockGates]]:
+        if not samples.shape[-1]:
+            return samples, []
+        self._frames += samples.shape[-1] // self._config.hop
         with torch.no_grad():
-            spectrum = self._analysis.push(samples)
-            mask, gates = self._masks(features(spectrum, self._config.compression))
-            self._frames += spectrum.shape[-1]
-            return self._synthesis.push(apply_mask(spectrum, mask)), gates
+            return self._hops.push(samples, self._shift)
 
-    def _masks(self, compressed: Tensor) -> tuple[Tensor, list[BlockGates]]:
-        if not compressed.shape[-1]:
-            return compressed, []
+
+def _engine_runs(model: nn.Module) -> bool:
+    tensors = [*model.parameters(), *model.buffers()]
+    floats = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors if t.is_floating_point())
+    n_fft = cast("Any", model.config).n_fft
+    return (
+        extension_loaded()
+        and isinstance(model, (ConvFSENet, InferenceConvFSENet))
+        and floats
+        and n_fft & (n_fft - 1) == 0
+    )
+
+
+class _EngineHops:
+    """Whole hops through the streaming engine, one engine a stream."""
+
+    def __init__(self, packed: PackedModel, streams: int) -> None:
+        self._engines = [StreamEngine(packed) for _ in range(streams)]
+
+    def reset(self) -> None:
+        for engine in self._engines:
+            engine.reset()
+
+    def push(self, samples: Tensor, shift: float) -> tuple[Tensor, list[BlockGates]]:
+        """Enhance (S, n * hop) samples; gates (S, channels, n)."""
+        enhanced, gates = [], []
+        for engine, signal in zip(self._engines, samples):
+            engine.shift = shift
+            hops, used = engine.push_hop_with_gates(signal.contiguous())
+            enhanced.append(hops)
+            gates.append(used)
+        return torch.stack(enhanced), [_stacked(block) for block in zip(*gates)]
+
+
+class _ModelHops:
+    """Whole hops through the model's own step, all streams in one batch."""
+
+    def __init__(self, model: nn.Module, streams: int) -> None:
+        trained: Any = model
+        self._model: Any = trained.fold() if hasattr(trained, "fold") else trained
+        self._streams = streams
+        self._device = model_device(self._model)
+        config = self._model.config
+        self._compression = config.compression
+        self._analysis = StreamingAnalysis(streams, config.n_fft, config.hop)
+        self._synthesis = StreamingSynthesis(streams, config.n_fft, config.hop)
+        self.reset()
+
+    def reset(self) -> None:
+        self._analysis.reset()
+        self._synthesis.reset()
+        self._state = self._model.initial_state(self._streams)
+
+    def push(self, samples: Tensor, shift: float) -> tuple[Tensor, list[BlockGates]]:
+        """Enhance (S, n * hop) samples; gates (S, channels, n)."""
+        spectrum = self._analysis.push(samples)
+        dtype = next(iter(self._model.buffers())).dtype
         masks, decided = [], []
-        for frame in compressed.to(self._device).unbind(-1):
-            mask, self._state, gates = self.model.step(frame, self._state, self._shift)
+        for frame in features(spectrum, self._compression).to(self._device, dtype).unbind(-1):
+            mask, self._state, gates = self._model.step(frame, self._state, shift)
             masks.append(mask)
             decided.append(gates)
-        return torch.stack(masks, dim=-1).cpu(), [_joined(frames) for frames in zip(*decided)]
+        mask = torch.stack(masks, dim=-1).to("cpu", samples.dtype)
+        return self._synthesis.push(apply_mask(spectrum, mask)), [_joined(frames) for frames in zip(*decided)]
+
+
+def _stacked(streams: Sequence[BlockGates]) -> BlockGates:
+    """One block's gates of many streams, (frames, channels) each, as (S, channels, frames)."""
+    return BlockGates(*(None if site[0] is None else torch.stack(site).transpose(1, 2) for site in zip(*streams)))
 
 
 def _joined(frames: Sequence[BlockGates]) -> BlockGates:
     """One block's gates of many frames, (S, channels) each, as (S, channels, frames)."""
-    sites = (None if site[0] is None else torch.stack(site, dim=-1) for site in zip(*frames))
-    return type(frames[0])(*sites)
+    return BlockGates(*(None if site[0] is None else torch.stack(site, dim=-1) for site in zip(*frames)))

@@ -10,6 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from dyncp_kernels._extension import extension_loaded
+from dyncp_kernels.engine import StreamEngine
 from dyncp_kernels.nn.inference import InferenceConvFSENet
 
 __all__ = ["FrameTime", "frame_times"]
@@ -25,7 +27,7 @@ class FrameTime:
     """Median microseconds per frame of one network, from features to mask, gates and index lists included.
 
     Attributes:
-        streaming: one frame a call, one thread.
+        streaming: one frame a call of the streaming engine, one thread.
         offline: all frames in one call, ``threads`` threads.
         threads: PyTorch's thread count for the offline figure.
         frames: frames of the clip.
@@ -70,26 +72,41 @@ def _streaming(
     models: Mapping[str, InferenceConvFSENet], features: Tensor, budget_seconds: float
 ) -> dict[str, list[float]]:
     """Seconds per frame of each chunk."""
-    frames = [frame.contiguous() for frame in features.unbind(-1)]
+    frames = list(features[0].T.contiguous())
     chunks = [frames[start : start + _CHUNK] for start in range(0, len(frames), _CHUNK)]
     seconds: dict[str, list[float]] = {name: [] for name in models}
+    streams = {name: StreamEngine(model) if extension_loaded() else _Stepper(model) for name, model in models.items()}
     end = time.perf_counter() + budget_seconds
     rounds = 0
     while True:
-        states = {name: model.initial_state() for name, model in models.items()}
+        for stream in streams.values():
+            stream.reset()
         for chunk in chunks:
-            for name, model in models.items():
-                state = states[name]
+            for name, stream in streams.items():
                 start = time.perf_counter()
                 for frame in chunk:
-                    _, state, _ = model.step(frame, state)
+                    stream.step(frame)
                 elapsed = time.perf_counter() - start
-                states[name] = state
                 if rounds >= _WARM_UP_CHUNKS:
                     seconds[name].append(elapsed / len(chunk))
             rounds += 1
             if time.perf_counter() > end and rounds >= _WARM_UP_CHUNKS + _MIN_PASSES:
                 return seconds
+
+
+class _Stepper:
+    """A stream through the model's own step, for installations without the streaming engine."""
+
+    def __init__(self, model: InferenceConvFSENet) -> None:
+        self._model = model
+        self.reset()
+
+    def reset(self) -> None:
+        self._state = self._model.initial_state()
+
+    def step(self, frame: Tensor) -> Tensor:
+        mask, self._state, _ = self._model.step(frame[None], self._state)
+        return mask[0]
 
 
 def _offline(

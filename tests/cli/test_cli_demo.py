@@ -4,11 +4,10 @@ import torch
 from typer.testing import CliRunner
 
 import dyncp_kernels.evaluation.demonstration as demonstration
-from dyncp_kernels.audio import audio_info, enhance, read_audio, write_audio
+from dyncp_kernels.audio import StreamingEnhancer, audio_info, enhance, read_audio, write_audio
 from dyncp_kernels.cli import build_app
 from dyncp_kernels.evaluation.demonstration import demonstrate
 from dyncp_kernels.nn import ConvFSENet, save
-from dyncp_kernels.nn.inference import InferenceConvFSENet
 
 
 def small_net(site):
@@ -79,13 +78,12 @@ def test_results_hold_what_the_library_gives(tmp_path):
 
 
 def test_nothing_is_timed_when_streaming_is_wrong(tmp_path, monkeypatch):
-    original = InferenceConvFSENet.step
+    original = StreamingEnhancer.push
 
-    def wrong(self, frame, state, shift=0.0):
-        mask, state, gates = original(self, frame, state, shift)
-        return mask * 0.9, state, gates
+    def wrong(self, samples, **options):
+        return original(self, samples, **options) * np.float32(0.9)
 
-    monkeypatch.setattr(InferenceConvFSENet, "step", wrong)
+    monkeypatch.setattr(StreamingEnhancer, "push", wrong)
     monkeypatch.setattr(demonstration, "frame_times", lambda *a, **k: pytest.fail("timed a wrong result"))
     noisy = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
     with pytest.raises(RuntimeError, match=r"static: streaming must equal offline to 0\.0001 of full scale \(got"):
