@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from dyncp_kernels._extension import extension_loaded
 from dyncp_kernels.audio import StreamingEnhancer, enhance
+from dyncp_kernels.engine import PackedModel
 from dyncp_kernels.nn import ConvFSENet
 
 
@@ -192,3 +194,44 @@ def test_mistakes_are_named():
         enhancer.push(noise(1, 2, 100))
     with pytest.raises(TypeError, match=r"must be float32 or float64 \(got int16\)"):
         enhancer.push(np.zeros((2, 100), np.int16))
+
+
+def test_a_float32_model_runs_on_the_engine_and_a_float64_one_on_its_own_step():
+    if not extension_loaded():
+        pytest.skip("the native extension is not built")
+    model = small_net().fold()
+    signal = noise(4000)
+    offline = enhance(model, signal)
+    fast, slow = StreamingEnhancer(model), StreamingEnhancer(small_net().double())
+    assert [type(e._hops).__name__ for e in (fast, slow)] == ["_EngineHops", "_ModelHops"]
+    for enhancer in (fast, slow):
+        assert np.abs(run(enhancer, signal, [333, 777])[256:] - offline).max() < 1e-4
+
+
+def test_the_models_own_step_gives_the_same_gates_as_the_engine():
+    signal = noise(4000)
+    (_, fast), (_, slow) = (
+        StreamingEnhancer(model, streams=1).push(signal, return_gates=True)
+        for model in (small_net(site="both"), small_net(site="both").double())
+    )
+    for a, b in zip(fast, slow):
+        assert torch.equal(a.hidden, b.hidden)
+        assert torch.equal(a.out, b.out)
+
+
+def test_enhancers_share_one_packed_model():
+    if not extension_loaded():
+        pytest.skip("the native extension is not built")
+    model = small_net()
+    packed = PackedModel(model, "float16")
+    signal = noise(3000)
+    first, second = StreamingEnhancer(packed), StreamingEnhancer(packed)
+    parts = [(first.push(signal[i : i + 500]), second.push(-signal[i : i + 500])) for i in range(0, 3000, 500)]
+    expected = StreamingEnhancer(model, precision="float16").push(signal)
+    np.testing.assert_array_equal(np.concatenate([a for a, _ in parts]), expected)
+    np.testing.assert_allclose(np.concatenate([b for _, b in parts]), -expected, atol=1e-6)
+
+
+def test_reduced_precision_without_the_engine_is_refused():
+    with pytest.raises(ValueError, match=r"precision must be 'float32' without the engine \(got 'int8'\)"):
+        StreamingEnhancer(small_net().double(), precision="int8")
