@@ -25,6 +25,9 @@ def evaluate(
     summary: Annotated[Path | None, typer.Option(help="JSON with means and confidence intervals.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Save the gate masks here (.npz), for benchmarks.")] = None,
     budget: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of channels to keep.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Score the streaming engine with float32, float16, bfloat16 or int8 weights.")
+    ] = None,
 ) -> None:
     """Score a model: PESQ, STOI, SI-SDR with 95 % intervals, usage, MACs, speed, and how dynamic its gates are."""
     from rich.console import Console
@@ -43,7 +46,7 @@ def evaluate(
         pairs = find_pairs(clean, noisy)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("score", total=len(pairs))
-            report = score(network, pairs, budget, on_file=lambda _: bar.advance(task))
+            report = score(network, pairs, budget, precision, on_file=lambda _: bar.advance(task))
         if masks is not None:
             if not report.masks:
                 raise ValueError(f"--masks needs a gated model (got {model} without gates)")

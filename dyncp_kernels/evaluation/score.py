@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dyncp_kernels._atomic import replacing
 from dyncp_kernels.audio.enhance import enhance
 from dyncp_kernels.audio.files import read_audio
 from dyncp_kernels.audio.stft import frame_count
+from dyncp_kernels.audio.stream import StreamingEnhancer
+from dyncp_kernels.engine import PackedModel
 from dyncp_kernels.evaluation.dynamism import Dynamism, DynamismMeter, block_masks
 from dyncp_kernels.evaluation.metrics import MeanInterval, mean_interval, pesq_wideband, si_sdr, stoi
+from dyncp_kernels.nn.block import BlockGates
 from dyncp_kernels.nn.inference import InferenceConvFSENet
 from dyncp_kernels.nn.macs import macs_from_gates
 
@@ -90,6 +94,7 @@ def score(
     model: InferenceConvFSENet,
     pairs: Sequence[tuple[Path, Path]],
     budget: float | None = None,
+    precision: str | None = None,
     on_file: Callable[[Utterance], None] | None = None,
 ) -> ScoreReport:
     """Enhance every noisy file and score it against its clean partner.
@@ -98,6 +103,8 @@ def score(
         model: the folded network.
         pairs: (clean, noisy) files, see :func:`dyncp_kernels.training.data.find_pairs`; both are cut to the shorter.
         budget: share of channels to keep; None for the trained operating point.
+        precision: score the streaming engine with weights of this precision, see ``engine.PackedModel``; None for the
+            offline network.
         on_file: called after each file, for progress bars.
 
     Raises:
@@ -106,6 +113,7 @@ def score(
     if not pairs:
         raise ValueError("score: at least one pair of files is needed (got none)")
     config = model.config
+    packed = None if precision is None else PackedModel(model, precision)
     meter = DynamismMeter()
     utterances, masks = [], []
     for clean_path, noisy_path in pairs:
@@ -113,7 +121,10 @@ def score(
         length = min(len(clean), len(noisy))
         clean, noisy = clean[:length], noisy[:length]
         started = time.perf_counter()
-        enhanced, gates = enhance(model, noisy, budget=budget, return_gates=True)
+        if packed is None:
+            enhanced, gates = enhance(model, noisy, budget=budget, return_gates=True)
+        else:
+            enhanced, gates = _stream(packed, noisy, budget)
         elapsed = time.perf_counter() - started
         recorded = block_masks(gates, frame_count(length, config.n_fft, config.hop))
         if recorded:
@@ -140,3 +151,15 @@ def score(
     if not masks:
         return ScoreReport(utterances, [], None, [])
     return ScoreReport(utterances, meter.blocks(), meter.overall(), masks)
+
+
+def _stream(
+    packed: PackedModel, noisy: NDArray[np.float32], budget: float | None
+) -> tuple[NDArray[np.float32], list[BlockGates]]:
+    """What ``enhance`` returns, from the streaming engine."""
+    enhancer = StreamingEnhancer(packed, budget=budget)
+    parts = [enhancer.push(noisy, return_gates=True), enhancer.flush(return_gates=True)]
+    enhanced = np.concatenate([samples for samples, _ in parts])[enhancer.latency :]
+    blocks = zip(*(gates for _, gates in parts if gates))
+    gates = [BlockGates(*(None if s[0] is None else torch.cat(s, -1) for s in zip(*block))) for block in blocks]
+    return enhanced, gates

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dyncp_kernels._extension import extension_loaded
 from dyncp_kernels.evaluation.mask_files import load_masks
 from dyncp_kernels.nn import ConvFSENet, macs_per_frame, save
 
@@ -79,6 +80,18 @@ def test_usage_and_macs_come_from_the_masks_that_were_used(folders: tuple[Path, 
         assert row.macs_per_frame == pytest.approx(expected)
     assert report.overall is not None
     assert report.overall.usage == pytest.approx(report.means()["usage"].mean)
+
+
+def test_the_streaming_engine_scores_like_the_offline_network(folders: tuple[Path, Path]) -> None:
+    if not extension_loaded():
+        pytest.skip("the native extension is not built")
+    model, pairs = _model("both").fold(), find_pairs(*folders)
+    offline, streaming = score(model, pairs), score(model, pairs, precision="float32")
+    for a, b in zip(offline.utterances, streaming.utterances):
+        assert b.pesq == pytest.approx(a.pesq, abs=1e-3)
+        assert b.si_sdr == pytest.approx(a.si_sdr, abs=1e-3)
+        assert b.macs_per_frame == pytest.approx(a.macs_per_frame, rel=1e-4)
+    assert [m.shape for m in offline.masks[0]] == [m.shape for m in streaming.masks[0]]
 
 
 def test_no_pairs_are_refused() -> None:
