@@ -1,20 +1,24 @@
-# make demo | test | lint | bench | wheel | clean. Each target does its own set-up; a second run reuses it.
+# make demo | test | lint | bench | gpu | wheel | clean. Each target does its own set-up; a second run reuses it.
 #
 #   PYTHON         interpreter that makes the virtual environment (3.10 or newer)
 #   VENV           where the virtual environment goes
 #   TORCH_VERSION  torch to install; the CPU build where pip can find one
 #   AUDIO          noisy file for `make demo`
 #   TESTS          what `make test` runs
+#   GPU_PYTHON     interpreter with torch for CUDA, for `make gpu`; no virtual environment is made
+#   GPU_SECONDS    time for the measurements of `make gpu`
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_VERSION ?= 2.13.0
 AUDIO ?=
 TESTS ?= tests
+GPU_PYTHON ?= python3
+GPU_SECONDS ?= 150
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup build demo test lint bench wheel clean
+.PHONY: setup build demo test lint bench gpu wheel clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +51,16 @@ bench: build
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 	$(BIN)/dyncp bench --out benchmarks/results
+
+# Builds, tests and measures on a GPU with the interpreter found there; needs no network.
+gpu:
+	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null \
+		|| { echo "make gpu: $(GPU_PYTHON) must have torch with a CUDA GPU (got none): nothing was built, tested or measured" >&2; exit 1; }
+	DYNCP_CUDA=1 $(GPU_PYTHON) setup.py --quiet build_ext --inplace
+	$(GPU_PYTHON) -m pytest tests/gpu/test_gpu_block.py tests/gpu/test_gpu_runtime.py
+	$(GPU_PYTHON) tests/gpu/sanitize.py
+	$(GPU_PYTHON) -m dyncp_kernels.bench.gpu --out benchmarks/results --seconds $(GPU_SECONDS)
+	$(GPU_PYTHON) -m dyncp_kernels.bench.gpu_report benchmarks/results benchmarks/GPU.md
 
 wheel: setup
 	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

@@ -28,6 +28,8 @@ CUDA_LIBRARY = Path(__file__).resolve().parent.parent / "_C_cuda.abi3.so"
 # Triton first: torch.compile sees its kernels, and they cover all sizes.
 PREFERENCE = ("triton", "cuda", "reference")
 
+# Ops that the back-ends have kernels for; any other op runs on its reference.
+_OPS = ("gated_conv", "gated_conv_backward", "gated_conv_step", "gated_conv_step_")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _forced: str | None = None
 # Tensors of this device are traced through to the Triton kernels; tests without a GPU change it.
@@ -177,6 +179,8 @@ def _checked(op: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[A
 
 def dispatcher(op: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     """The implementation of `dyncp::op` for CUDA tensors: runs each call on the back-end that is chosen."""
+    if op not in _OPS:
+        return reference
 
     def run(*args: Any, **options: Any) -> Any:
         name = chosen(args[0].dtype)
@@ -197,6 +201,8 @@ def show_kernels_to_compile(op: str, library: torch.library.Library) -> None:
 
     Otherwise, on CPU tensors or with another back-end, the op stays one opaque node of the graph.
     """
+    if op not in _OPS or op.endswith("_"):
+        return
     from torch._subclasses.functional_tensor import FunctionalTensorMode
 
     def trace(mode: Any, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:

@@ -61,3 +61,9 @@ def engine(request):
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield Engine(request.param)
     torch.use_deterministic_algorithms(False)
+
+
+# Without a GPU only the suites that need none are collected; they run the block suite in processes of their own.
+collect_ignore = (
+    ["test_gpu_block.py", "test_gpu_runtime.py"] if ENGINE == "device" and not torch.cuda.is_available() else []
+)
