@@ -228,8 +228,9 @@ class _Bench:
                 if error <= TOLERANCE[dtype]:
                     times = self.timer.quantiles(call if launch == "call" else _graph(call))
                 density = kept / (batch * frames * hidden)
-                row: list[Any] = [op, provider, launch, dtype, *sizes, gates, density, *times, macs, moved, roofline]
-                self.rows.append(GpuRow(*row, error))
+                row: list[Any] = [op, provider, launch, dtype, *sizes, gates, density, *times]
+                row += [macs, moved, roofline, error]
+                self.rows.append(GpuRow(*row))
         except (RuntimeError, torch.OutOfMemoryError) as failure:
             self.left_out.append(f"{name}: {str(failure).splitlines()[0]}")
 

@@ -56,11 +56,13 @@ def implementation(device: str) -> str:
 
 def back_ends() -> Rows:
     """Where the op ``gated_conv`` can run, and on what."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device here"
+    from dyncp_kernels.ops import backends
+
     build = "" if extension_loaded() else " (to build the kernels: `pip install . --no-build-isolation`)"
     return [
         ("CPU", f"{_NAMES[implementation('CPU')]}{build}"),
-        ("CUDA", f"{_NAMES[implementation('CUDA')]}; {device}"),
+        *((f"CUDA: {name}", f"{summary}; {state}") for name, state, summary in backends.table()),
+        (f"choice ({backends.VARIABLE})", f"the first of {', '.join(backends.PREFERENCE)} that is available"),
     ]
 
 
