@@ -57,7 +57,8 @@ gpu:
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null \
 		|| { echo "make gpu: $(GPU_PYTHON) must have torch with a CUDA GPU (got none): nothing was built, tested or measured" >&2; exit 1; }
 	DYNCP_CUDA=1 $(GPU_PYTHON) setup.py --quiet build_ext --inplace
-	$(GPU_PYTHON) -m pytest tests/gpu/test_gpu_block.py tests/gpu/test_gpu_runtime.py
+	$(GPU_PYTHON) -m pytest $$($(GPU_PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null) \
+		tests/gpu/test_gpu_block.py tests/gpu/test_gpu_runtime.py
 	$(GPU_PYTHON) tests/gpu/sanitize.py
 	$(GPU_PYTHON) -m dyncp_kernels.bench.gpu --out benchmarks/results --seconds $(GPU_SECONDS)
 	$(GPU_PYTHON) -m dyncp_kernels.bench.gpu_report benchmarks/results benchmarks/GPU.md

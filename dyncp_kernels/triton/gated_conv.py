@@ -89,7 +89,7 @@ def gated_conv(
     if y.numel() == 0:
         return y
     tile = fused_tile(block.channels, block.hidden, block.out_channels, block.reach, block.precision)
-    if tile is None:
+    if tile is None or not (_is_small(block.w_in) and _is_small(block.w_out)):
         sizes = split_tile(block.channels, block.hidden, block.out_channels, block.precision)
         hidden_list = list_of(block.hidden_gate, sizes.frames, x)
         _project(block, _expand(block, hidden_list, sizes), hidden_list, sizes, y)
@@ -127,6 +127,11 @@ def gated_conv(
         num_stages=tile.stages,
     )
     return y
+
+
+def _is_small(weight: Tensor | None) -> bool:
+    """Whether 32-bit offsets reach all of a weight, as the fused kernel has them to save registers."""
+    return weight is None or sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride())) < 2**31
 
 
 def _expand(block: _Block, hidden_list: ChannelList, sizes: SplitTile) -> Tensor:
