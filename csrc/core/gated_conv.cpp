@@ -10,9 +10,6 @@
 namespace dyncp {
 namespace {
 
-// A thread is worth waking for about this many multiply-adds.
-constexpr int64_t kThreadWork = 1 << 20;
-
 int64_t work_of_frame(const GatedConv& call) {
   const int64_t expand = call.w_in == nullptr ? 0 : call.channels;
   return std::max<int64_t>(1, call.hidden * (expand + call.taps + call.out_channels));

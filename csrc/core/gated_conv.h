@@ -16,6 +16,9 @@ enum class DType { float32, float64, float16, bfloat16 };
 using ParallelBody = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t count, int64_t grain, ParallelBody body, void* context);
 
+// A thread is worth waking for about this many multiply-adds.
+constexpr int64_t kThreadWork = 1 << 20;
+
 // All strides count elements.
 struct Gate {
   const void* data = nullptr;  // null: every channel is open

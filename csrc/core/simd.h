@@ -210,6 +210,36 @@ DYNCP_INLINE Mask<T> load_mask(const uint8_t* p) {
 #endif
 }
 
+// Whether a > b, as bytes of 0 or 1, one per lane.
+template <class T>
+DYNCP_INLINE void store_greater(uint8_t* p, Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    const __mmask16 greater = _mm512_cmp_ps_mask(bits_as<__m512>(a), bits_as<__m512>(b), _CMP_GT_OQ);
+    const __m128i bytes = _mm_maskz_set1_epi8(greater, 1);
+    __builtin_memcpy(p, &bytes, 16);
+  } else {
+    const __mmask8 greater = _mm512_cmp_pd_mask(bits_as<__m512d>(a), bits_as<__m512d>(b), _CMP_GT_OQ);
+    const __m128i bytes = _mm_maskz_set1_epi8(greater, 1);
+    __builtin_memcpy(p, &bytes, 8);
+  }
+#else
+  const Mask<T> greater = a > b;
+  for (int lane = 0; lane < kLanes<T>; ++lane) p[lane] = static_cast<uint8_t>(greater[lane] & 1);
+#endif
+}
+
+// 1 / v to float precision; v is neither zero nor denormal nor close to the largest float.
+DYNCP_INLINE Vec<float> reciprocal(Vec<float> v) {
+#if defined(__AVX512F__)
+  const Vec<float> estimate = bits_as<Vec<float>>(_mm512_maskz_rcp14_ps(0xffff, bits_as<__m512>(v)));
+  return estimate * (2.0f - v * estimate);
+#else
+  return 1.0f / v;
+#endif
+}
+DYNCP_INLINE Vec<double> reciprocal(Vec<double> v) { return 1.0 / v; }
+
 // Selection, not multiplication: a NaN in the lane that is not taken never leaks.
 template <class V, class M>
 DYNCP_INLINE V select(M mask, V taken, V otherwise) {

@@ -3,8 +3,6 @@
 #include <torch/csrc/stable/ops.h>
 
 namespace dyncp::binding {
-namespace {
-
 using torch::headeronly::ScalarType;
 
 DType dtype_of(const Tensor& tensor) {
@@ -19,8 +17,6 @@ DType dtype_of(const Tensor& tensor) {
       return DType::float32;
   }
 }
-
-}  // namespace
 
 BlockCall::BlockCall(const BlockArguments& a) {
   const bool has_frames = a.history == nullptr;

@@ -8,6 +8,8 @@
 
 namespace dyncp::binding {
 
+DType dtype_of(const Tensor& tensor);
+
 // Holds what GatedConv points to: the tensors themselves, or contiguous copies where the core needs them.
 class BlockCall {
  public:

@@ -1,74 +1,11 @@
 #include "torch/checks.h"
 
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
+#include "torch/check_text.h"
+
 namespace dyncp::binding {
-namespace {
-
-using torch::headeronly::ScalarType;
-
-std::string name_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Bool:
-      return "bool";
-    case ScalarType::Byte:
-      return "uint8";
-    case ScalarType::Char:
-      return "int8";
-    case ScalarType::Short:
-      return "int16";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::ComplexFloat:
-      return "complex64";
-    case ScalarType::ComplexDouble:
-      return "complex128";
-    default:
-      return "another dtype";
-  }
-}
-
-std::string list_of(const std::vector<int64_t>& sizes) {
-  std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
-  return text + "]";
-}
-
-std::vector<int64_t> sizes_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return std::vector<int64_t>(sizes.begin(), sizes.end());
-}
-
-std::string shape_of(const Tensor& tensor) { return "shape " + list_of(sizes_of(tensor)); }
-
-bool has_sizes(const Tensor& tensor, const std::vector<int64_t>& sizes) { return sizes_of(tensor) == sizes; }
-
-// Builds no text unless the condition is false: these checks run on every call.
-struct Check {
-  const std::string& op;
-  template <class Text>
-  void operator()(bool condition, Text text) const {
-    if (condition) return;
-    const std::pair<std::string, std::string> parts = text();
-    throw std::runtime_error(op + ": " + parts.first + " (got " + parts.second + ")");
-  }
-};
-
-#define DYNCP_TEXT(must, got) [&]() { return std::pair<std::string, std::string>(must, got); }
-
-}  // namespace
 
 void check_block(const std::string& op, const BlockArguments& a) {
   const Check check{op};

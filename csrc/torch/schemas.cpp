@@ -1,4 +1,5 @@
-// Schemas of the block ops.  dyncp_kernels/ops/_schemas.py holds the same text for installations without this library.
+// Schemas of the offline ops and the step.  dyncp_kernels/ops/_schemas.py holds the same text for installations without
+// this library.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dyncp, library) {
@@ -19,4 +20,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dyncp, library) {
       "gated_conv_step_(Tensor x, Tensor(a!) history, Tensor? hidden_gate, Tensor? out_gate, Tensor? w_in, "
       "Tensor? b_in, Tensor w_dw, Tensor? b_dw, Tensor w_out, Tensor? b_out, Tensor? slope_in=None, "
       "Tensor? slope_dw=None, *, int dilation=1, bool residual=True) -> Tensor");
+  library.def("pointwise(Tensor x, Tensor w, Tensor? b, str activation=\"none\") -> Tensor");
+  library.def(
+      "channel_gate(Tensor x, Tensor w_reduce, Tensor? b_reduce, Tensor w_expand, Tensor? b_expand, *, "
+      "str pooling=\"exponential\", int window=8, float shift=0.0) -> Tensor");
 }

@@ -7,33 +7,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dyncp_kernels.nn.surrogates import SURROGATES, binarize
+from dyncp_kernels.ops import channel_gate
+from dyncp_kernels.ops.pooling import POOLINGS, pool_over_time
 
 __all__ = ["ChannelGate", "GatePool", "StaticGate"]
 
-_CHUNK = 256
-
 
 class GatePool(nn.Module):
-    """Pooling over time in front of a gate.
-
-    For an input x_0 .. x_{T-1} the pooled p_t is
-
-    - ``average``: mean of x_0 .. x_t;
-    - ``exponential``: p_t = p_{t-1} + a (x_t - p_{t-1}), a = 2 / (window + 1), p_{-1} = x_0;
-    - ``window``: mean of the last ``min(t + 1, window)`` frames;
-    - ``centred``: mean of the frames of a centred window that exist (not causal);
-    - ``global``: mean of all frames, at every t (not causal).
+    """Pooling over time in front of a gate; see :func:`dyncp_kernels.ops.pooling.pool_over_time` for the kinds.
 
     Args:
-        kind: one of the names above.
+        kind: ``average``, ``exponential``, ``window``, ``centred`` or ``global``.
         window: in frames, for ``exponential``, ``window`` and ``centred``.
     """
 
     def __init__(self, kind: str = "exponential", window: int = 8):
         super().__init__()
-        kinds = ("average", "exponential", "window", "centred", "global")
-        if kind not in kinds:
-            raise ValueError(f"GatePool: kind must be one of {list(kinds)} (got {kind!r})")
+        if kind not in POOLINGS:
+            raise ValueError(f"GatePool: kind must be one of {list(POOLINGS)} (got {kind!r})")
         if window < 1:
             raise ValueError(f"GatePool: window must be at least 1 frame (got {window})")
         self.kind = kind
@@ -46,38 +37,7 @@ class GatePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool ``x`` (B, C, T) to the same shape."""
-        frames = x.shape[-1]
-        if frames == 0:
-            return x
-        if self.kind == "global":
-            return x.mean(-1, keepdim=True).expand_as(x)
-        if self.kind == "average":
-            return x.cumsum(-1) / torch.arange(1, frames + 1, device=x.device, dtype=x.dtype)
-        if self.kind == "exponential":
-            return self._exponential(x)
-        left = self.window - 1 if self.kind == "window" else self.window // 2
-        right = 0 if self.kind == "window" else self.window - 1 - left
-        total = F.avg_pool1d(F.pad(x, (left, right)), self.window, stride=1) * self.window
-        t = torch.arange(frames, device=x.device)
-        count = (t + right).clamp(max=frames - 1) - (t - left).clamp(min=0) + 1
-        return total / count.to(x.dtype)
-
-    def _exponential(self, x: Tensor) -> Tensor:
-        # The recursion as a product with a lower triangular Toeplitz matrix, a chunk of frames at a time.
-        keep = 1.0 - self.rate
-        chunk = min(_CHUNK, x.shape[-1])
-        t = torch.arange(chunk, device=x.device)
-        age = (t[None, :] - t[:, None]).to(x.dtype)  # (source, target)
-        kernel = torch.where(age >= 0, self.rate * keep ** age.clamp(min=0), age.new_zeros(()))
-        fade = keep ** (t + 1).to(x.dtype)
-        carry = x[..., :1]
-        pooled = []
-        for start in range(0, x.shape[-1], chunk):
-            part = x[..., start : start + chunk]
-            n = part.shape[-1]
-            pooled.append(part @ kernel[:n, :n] + carry * fade[:n])
-            carry = pooled[-1][..., -1:]
-        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, -1)
+        return pool_over_time(x, self.kind, self.window)
 
     def initial_state(self, batch: int, channels: int, like: Tensor) -> dict[str, Tensor]:
         """State before the first frame, for :meth:`step`."""
@@ -181,6 +141,20 @@ class ChannelGate(nn.Module):
         surrogate = "sigmoid" if self.surrogate == "gumbel" and not self.training else self.surrogate
         return binarize(scores, surrogate, self.slope)
 
+    def decide(self, x: Tensor, shift: float = 0.0) -> Tensor:
+        """Boolean gates of ``x`` without gradient, as one op: (B, G, T) per frame, (B, G, 1) per utterance."""
+        decided = channel_gate(
+            x,
+            self.reduce.weight,
+            self.reduce.bias,
+            self.expand.weight,
+            self.expand.bias,
+            pooling="global" if self.per == "utterance" else self.pool.kind,
+            window=self.pool.window,
+            shift=shift,
+        )
+        return decided if self.per == "utterance" else decided.expand(-1, -1, x.shape[-1])
+
     def initial_state(self, batch: int, like: Tensor) -> dict[str, Tensor]:
         """Pooling state before the first frame, with the dtype and device of ``like``."""
         return self.pool.initial_state(batch, self.reduce.out_features, like)
@@ -224,6 +198,10 @@ class StaticGate(nn.Module):
         """Binary gates (B, G, 1), floating point with the surrogate's gradient."""
         surrogate = "sigmoid" if self.surrogate == "gumbel" and not self.training else self.surrogate
         return binarize(self.scores(x) + shift, surrogate, self.slope)
+
+    def decide(self, x: Tensor, shift: float = 0.0) -> Tensor:
+        """Boolean gates (B, G, 1)."""
+        return self.scores(x) + shift > 0
 
     def initial_state(self, batch: int, like: Tensor) -> dict[str, Tensor]:
         """Nothing to remember."""

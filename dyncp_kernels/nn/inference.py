@@ -14,7 +14,7 @@ from dyncp_kernels.nn.config import ConvFSENetConfig
 from dyncp_kernels.nn.conv_fsenet import ConvFSENet, check_features
 from dyncp_kernels.nn.gate import ChannelGate, StaticGate
 from dyncp_kernels.nn.macs import macs_per_frame
-from dyncp_kernels.ops import gated_conv, gated_conv_step
+from dyncp_kernels.ops import gated_conv, gated_conv_step, pointwise
 
 __all__ = ["FoldedBlock", "InferenceConvFSENet", "StreamState"]
 
@@ -78,7 +78,7 @@ class FoldedBlock(nn.Module):
 
     def gates(self, x: Tensor, shift: float) -> BlockGates:
         """Boolean gates for the block's input (B, C, T)."""
-        return self.split_gates(None if self.gate is None else self.gate.scores(x) + shift > 0)
+        return self.split_gates(None if self.gate is None else self.gate.decide(x, shift))
 
     def forward(self, x: Tensor, shift: float = 0.0) -> tuple[Tensor, BlockGates]:
         """Run the block on (B, C, T); returns (B, C, T) and the boolean gates."""
@@ -181,12 +181,13 @@ class InferenceConvFSENet(nn.Module):
     ) -> Tensor | tuple[Tensor, list[BlockGates]]:
         """Mask (B, bins, T) for ``features`` (B, bins, T); the gates are boolean. Arguments as :class:`ConvFSENet`."""
         check_features("InferenceConvFSENet", features, self.config)
-        x = F.relu(torch.matmul(self.front_weight, features) + self.front_bias[:, None])
+        x = pointwise(features, self.front_weight, self.front_bias, "relu")
         gates = []
         for block in self.blocks:
             x, used = block(x, shift)
-            gates.append(used)
-        mask = torch.sigmoid(torch.matmul(self.back_weight, x) + self.back_bias[:, None])
+            if return_gates:  # otherwise their memory is free for the next block
+                gates.append(used)
+        mask = pointwise(x, self.back_weight, self.back_bias, "sigmoid")
         return (mask, gates) if return_gates else mask
 
     def initial_state(self, batch: int = 1) -> StreamState:

@@ -1,4 +1,4 @@
-"""Argument checks of the block ops, for fake tensors and for the reference (csrc/torch/checks.cpp has the same)."""
+"""Argument checks of the ops, for fake tensors and for the reference (csrc/torch/checks.cpp has the same)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _shape(tensor: Tensor) -> str:
+def name_of_shape(tensor: Tensor) -> str:
     return f"shape {list(tensor.shape)}"
 
 
-class _Check:
+class Check:
     """Raises "<op>: <what must hold> (got <what came>)" when a condition is false."""
 
     def __init__(self, op: str) -> None:
@@ -27,6 +27,19 @@ class _Check:
     def __call__(self, condition: bool, must: str, got: Any) -> None:
         if not condition:
             raise RuntimeError(f"{self.op}: {must} (got {got})")
+
+
+def check_kernel_dtype(check: Check, x: Tensor) -> None:
+    """Check that `x` has a dtype of the kernels."""
+    check(x.dtype in _DTYPES, "x must be float32, float64, float16 or bfloat16", _name(x.dtype))
+
+
+def check_like(check: Check, x: Tensor, **tensors: Tensor | None) -> None:
+    """Check that the tensors are on the device of `x` and have its dtype."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check(tensor.device == x.device, f"{name} must be on the device of x, {x.device}", tensor.device)
+            check(tensor.dtype == x.dtype, f"{name} must have the dtype of x, {_name(x.dtype)}", _name(tensor.dtype))
 
 
 def check_block(
@@ -53,9 +66,9 @@ def check_block(
     Raises:
         RuntimeError: "<op>: <what must hold> (got <what came>)".
     """
-    check = _Check(op)
+    check = Check(op)
     step = history is not None
-    check(x.dtype in _DTYPES, "x must be float32, float64, float16 or bfloat16", _name(x.dtype))
+    check_kernel_dtype(check, x)
     floats = {"w_in": w_in, "b_in": b_in, "w_dw": w_dw, "b_dw": b_dw, "w_out": w_out, "b_out": b_out}
     floats |= {"slope_in": slope_in, "slope_dw": slope_dw, "history": history}
     gates = {"hidden_gate": hidden_gate, "out_gate": out_gate}
@@ -71,13 +84,13 @@ def check_block(
             check(fits, f"{name} must be bool or have the dtype of x, {_name(x.dtype)}", _name(tensor.dtype))
 
     axes = "(batch, channels)" if step else "(batch, channels, frames)"
-    check(x.dim() == (2 if step else 3), f"x must have shape {axes}", _shape(x))
-    check(w_dw.dim() == 2, "w_dw must have shape (hidden, taps)", _shape(w_dw))
-    check(w_out.dim() == 2, "w_out must have shape (out_channels, hidden)", _shape(w_out))
+    check(x.dim() == (2 if step else 3), f"x must have shape {axes}", name_of_shape(x))
+    check(w_dw.dim() == 2, "w_dw must have shape (hidden, taps)", name_of_shape(w_dw))
+    check(w_out.dim() == 2, "w_out must have shape (out_channels, hidden)", name_of_shape(w_out))
     channels = x.shape[1]
     hidden, taps = w_dw.shape
     out_channels = w_out.shape[0]
-    check(hidden >= 1 and taps >= 1, "w_dw must have at least one row and one tap", _shape(w_dw))
+    check(hidden >= 1 and taps >= 1, "w_dw must have at least one row and one tap", name_of_shape(w_dw))
     check(dilation >= 1, "dilation must be at least 1", dilation)
     check(
         causal or (taps - 1) * dilation % 2 == 0,
@@ -90,11 +103,17 @@ def check_block(
         check(hidden == channels, f"w_dw must have a row for each of the {channels} channels of x without w_in", hidden)
     else:
         fits = w_in.dim() == 2 and w_in.shape[0] == hidden and w_in.shape[1] == channels
-        check(fits, f"w_in must have shape (hidden, channels) = [{hidden}, {channels}]", _shape(w_in))
-    check(w_out.shape[1] == hidden, f"w_out must have a column for each of the {hidden} rows of w_dw", _shape(w_out))
+        check(fits, f"w_in must have shape (hidden, channels) = [{hidden}, {channels}]", name_of_shape(w_in))
+    check(
+        w_out.shape[1] == hidden,
+        f"w_out must have a column for each of the {hidden} rows of w_dw",
+        name_of_shape(w_out),
+    )
     for name, bias, length in (("b_in", b_in, hidden), ("b_dw", b_dw, hidden), ("b_out", b_out, out_channels)):
         if bias is not None:
-            check(bias.dim() == 1 and bias.shape[0] == length, f"{name} must have shape [{length}]", _shape(bias))
+            check(
+                bias.dim() == 1 and bias.shape[0] == length, f"{name} must have shape [{length}]", name_of_shape(bias)
+            )
     for name, slope in (("slope_in", slope_in), ("slope_dw", slope_dw)):
         if slope is not None:
             check(slope.numel() == 1, f"{name} must have one element", slope.numel())
@@ -110,17 +129,19 @@ def check_block(
             continue
         if step:
             fits = gate.dim() == 2 and gate.shape[0] == batch and gate.shape[1] == rows
-            check(fits, f"{name} must have shape [{batch}, {rows}]", _shape(gate))
+            check(fits, f"{name} must have shape [{batch}, {rows}]", name_of_shape(gate))
         else:
             frames = x.shape[2]
             fits = gate.dim() == 3 and gate.shape[0] == batch and gate.shape[1] == rows
             fits = fits and (gate.shape[2] == 1 or gate.shape[2] == frames)
-            check(fits, f"{name} must have shape [{batch}, {rows}, {frames}] or [{batch}, {rows}, 1]", _shape(gate))
+            check(
+                fits, f"{name} must have shape [{batch}, {rows}, {frames}] or [{batch}, {rows}, 1]", name_of_shape(gate)
+            )
     if history is not None:
         length = (taps - 1) * dilation
         fits = history.dim() == 3 and history.shape[0] == batch
         fits = fits and history.shape[1] == hidden and history.shape[2] == length
-        check(fits, f"history must have shape [{batch}, {hidden}, {length}]", _shape(history))
+        check(fits, f"history must have shape [{batch}, {hidden}, {length}]", name_of_shape(history))
 
 
 def check_grad(op: str, grad: Tensor, x: Tensor, w_out: Tensor) -> None:
@@ -129,8 +150,8 @@ def check_grad(op: str, grad: Tensor, x: Tensor, w_out: Tensor) -> None:
     Raises:
         RuntimeError: its shape, dtype or device is not that of the output.
     """
-    check = _Check(op)
+    check = Check(op)
     shape = [x.shape[0], w_out.shape[0], x.shape[2]]
     check(grad.device == x.device, f"grad must be on the device of x, {x.device}", grad.device)
     check(grad.dtype == x.dtype, f"grad must have the dtype of x, {_name(x.dtype)}", _name(grad.dtype))
-    check(grad.dim() == 3 and list(grad.shape) == shape, f"grad must have shape {shape}", _shape(grad))
+    check(grad.dim() == 3 and list(grad.shape) == shape, f"grad must have shape {shape}", name_of_shape(grad))

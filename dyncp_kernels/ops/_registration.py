@@ -26,8 +26,38 @@ def register_reference(op: str, implementation: Callable[..., Any]) -> None:
     backends.show_kernels_to_compile(op, LIBRARY)
 
 
-def register_autocast(op: str) -> None:
-    """Inside ``torch.autocast`` run `dyncp::op` with its float32, float16 and bfloat16 tensors cast to that dtype."""
+def register_plain(op: str, implementation: Callable[..., Any]) -> None:
+    """Run `dyncp::op` on `implementation` wherever there is no kernel for the device, CUDA included."""
+    if not extension_loaded():
+        LIBRARY.define(op + SCHEMAS[op])
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"dyncp::{op}", "CPU"):
+        LIBRARY.impl(op, implementation, "CPU")
+    LIBRARY.impl(op, implementation, "CUDA")
+
+
+def refuse_gradient(op: str, instead: str) -> None:
+    """Make `dyncp::op` refuse arguments that require a gradient, with a hint at what to use `instead`."""
+    overload = getattr(torch.ops.dyncp, op).default
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, Tensor) and value.requires_grad:
+                    raise RuntimeError(
+                        f"{op}: no argument may require a gradient, because the op has none; use {instead}, or "
+                        "torch.no_grad() (got a tensor that requires one)"
+                    )
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*args, **kwargs)
+
+    LIBRARY.impl(op, run, "Autograd")
+
+
+def register_autocast(op: str, written: int | None = None) -> None:
+    """Inside ``torch.autocast`` run `dyncp::op` with its float32, float16 and bfloat16 tensors cast to that dtype.
+
+    The tensor that the op writes to, argument number `written`, keeps its dtype and gets the result.
+    """
     overload = getattr(torch.ops.dyncp, op).default
     for device in ("cpu", "cuda"):
         key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
@@ -35,7 +65,11 @@ def register_autocast(op: str) -> None:
         def run(*args: Any, _device: str = device, _key: Any = key, **kwargs: Any) -> Any:
             dtype = torch.get_autocast_dtype(_device)
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_key)):
-                return overload(*(_cast(arg, dtype) for arg in args), **{k: _cast(v, dtype) for k, v in kwargs.items()})
+                cast = [_cast(arg, dtype) for arg in args]
+                result = overload(*cast, **{name: _cast(value, dtype) for name, value in kwargs.items()})
+                if written is not None and cast[written] is not args[written]:
+                    args[written].copy_(cast[written])
+                return result
 
         LIBRARY.impl(op, run, f"Autocast{device.upper()}")
 

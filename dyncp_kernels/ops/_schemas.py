@@ -1,4 +1,4 @@
-"""Schemas of the block ops, for installations without the native extension (csrc/torch/schemas.cpp has the same)."""
+"""Schemas of the ops, for installations without the native extension (csrc/torch/schemas.cpp has the same)."""
 
 from __future__ import annotations
 
@@ -15,4 +15,9 @@ SCHEMAS = {
     ),
     "gated_conv_step": f"(Tensor x, Tensor history, {_WEIGHTS}, bool residual=True) -> (Tensor, Tensor)",
     "gated_conv_step_": f"(Tensor x, Tensor(a!) history, {_WEIGHTS}, bool residual=True) -> Tensor",
+    "pointwise": '(Tensor x, Tensor w, Tensor? b, str activation="none") -> Tensor',
+    "channel_gate": (
+        "(Tensor x, Tensor w_reduce, Tensor? b_reduce, Tensor w_expand, Tensor? b_expand, *, "
+        'str pooling="exponential", int window=8, float shift=0.0) -> Tensor'
+    ),
 }

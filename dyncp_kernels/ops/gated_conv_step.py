@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dyncp_kernels.ops._checks import check_block
-from dyncp_kernels.ops._registration import LIBRARY, register_autocast, register_reference
+from dyncp_kernels.ops._registration import LIBRARY, refuse_gradient, register_autocast, register_reference
 from dyncp_kernels.ops.reference import gated_conv_step_reference
 
 _TENSORS = 10  # after x and history
@@ -139,3 +139,6 @@ register_reference("gated_conv_step_", _run_reference_in_place)
 torch.library.register_fake("dyncp::gated_conv_step", _fake, lib=LIBRARY)
 torch.library.register_fake("dyncp::gated_conv_step_", _fake_in_place, lib=LIBRARY)
 register_autocast("gated_conv_step")
+register_autocast("gated_conv_step_", written=1)
+refuse_gradient("gated_conv_step", "gated_conv")
+refuse_gradient("gated_conv_step_", "gated_conv")

@@ -66,11 +66,13 @@ def test_autocast_runs_in_the_asked_dtype(make_block, assert_close, dtype):
     arguments = with_grad(block.args)
     with torch.autocast("cpu", dtype=dtype):
         y = ops.gated_conv(*arguments, dilation=2)
-        step = ops.gated_conv_step(
-            arguments[0][:, :, 0], torch.zeros(2, 10, 4), None, None, *block.args[3:], dilation=2
-        )
+        frame, history = block.args[0][:, :, 0], torch.zeros(2, 10, 4)
+        step = ops.gated_conv_step(frame, history, None, None, *block.args[3:], dilation=2)
+        in_place = ops.gated_conv_step_(frame, history, None, None, *block.args[3:], dilation=2)
     assert y.dtype == dtype
     assert [result.dtype for result in step] == [dtype, dtype]
+    assert torch.equal(in_place, step[0])
+    assert torch.equal(history, step[1].float())
     assert_close("y", ops.gated_conv(*block.args, dilation=2), y, 3e-2)
     y.float().sum().backward()
     assert all(value.grad.dtype == torch.float32 for value in arguments if value is not None)

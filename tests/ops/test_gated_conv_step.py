@@ -105,3 +105,15 @@ def test_many_items_in_parallel_equal_one_by_one(make_block):
         single = ops.gated_conv_step(frame[item : item + 1], history[item : item + 1], *gates, *rest[2:], dilation=1)
         assert torch.equal(single[0][0], y[item])
         assert torch.equal(single[1][0], after[item])
+
+
+@pytest.mark.parametrize("step", [ops.gated_conv_step, ops.gated_conv_step_])
+def test_a_gradient_is_refused(make_block, step):
+    block = make_block(dilation=1)
+    frame, *rest = frame_of(block, 0)
+    history = torch.zeros(2, 10, 2)
+    frame.requires_grad_()
+    with pytest.raises(RuntimeError, match=r"gated_conv_step_?: no argument may require a gradient"):
+        step(frame, history, *rest, dilation=1)
+    with torch.no_grad():
+        step(frame, history, *rest, dilation=1)
