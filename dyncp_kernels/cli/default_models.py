@@ -5,7 +5,7 @@ from __future__ import annotations
 from dyncp_kernels.nn.config import ConvFSENetConfig
 from dyncp_kernels.nn.files import model_info, shipped_models
 
-__all__ = ["pruned_model", "static_model"]
+__all__ = ["pruned_models", "static_model"]
 
 
 def static_model() -> str:
@@ -14,25 +14,30 @@ def static_model() -> str:
     Raises:
         FileNotFoundError: there is none.
     """
-    return _first(("none",))
+    return _shipped("none")[0]
 
 
-def pruned_model() -> str:
-    """Name of the shipped network with dynamic channel pruning: at the output site, as in the paper, else any.
+def pruned_models() -> list[str]:
+    """Names of the shipped networks with dynamic channel pruning: at the output site, as in the paper, first.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    return _first(("output", "hidden", "both"))
+    return _shipped("output", "hidden", "both")
 
 
-def _first(sites: tuple[str, ...]) -> str:
+def _shipped(*sites: str) -> list[str]:
     default = ConvFSENetConfig()
     wanted = (default.channels, default.hidden, default.causal)
     configs = {name: ConvFSENetConfig.from_dict(model_info(name)["config"]) for name in shipped_models()}
-    for site in sites:
-        for name, config in configs.items():
-            is_wanted = (config.channels, config.hidden, config.causal) == wanted and config.gate_per != "static"
-            if is_wanted and config.site == site:
-                return name
-    raise FileNotFoundError(f"a model with gates at {' or '.join(sites)} must be shipped (got {sorted(configs)})")
+    names = [
+        name
+        for site in sites
+        for name, config in configs.items()
+        if config.site == site
+        and config.gate_per != "static"
+        and (config.channels, config.hidden, config.causal) == wanted
+    ]
+    if not names:
+        raise FileNotFoundError(f"a model with gates at {' or '.join(sites)} must be shipped (got {sorted(configs)})")
+    return names

@@ -18,24 +18,29 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for audio and figure.")] = Path("demo-out"),
     clean: Annotated[Path | None, typer.Option(help="Clean reference of AUDIO, for PESQ.")] = None,
     static: Annotated[str | None, typer.Option(help="Network without gates: a shipped name or a path.")] = None,
-    pruned: Annotated[str | None, typer.Option(help="Network with gates: a shipped name or a path.")] = None,
+    pruned: Annotated[
+        list[str] | None, typer.Option(help="Network with gates: a shipped name or a path; may be repeated.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, streaming and offline each.")] = 4.0,
 ) -> None:
-    """Enhance a clip with the static and the pruned network; write audio and a figure; compare MACs and time.
+    """Enhance a clip with the static and the pruned networks; write audio and a figure; compare MACs and time.
 
     AUDIO may have any rate and any number of channels, which are mixed to one.
     """
     from rich.console import Console
 
     from dyncp_kernels.audio.files import read_audio
-    from dyncp_kernels.cli.default_models import pruned_model, static_model
+    from dyncp_kernels.cli.default_models import pruned_models, static_model
     from dyncp_kernels.evaluation.demonstration import demonstrate
     from dyncp_kernels.nn.files import load
 
     console = Console(highlight=False)
     try:
-        networks = {"static": load(static or static_model()), "pruned": load(pruned or pruned_model())}
-        rate = networks["static"].config.sample_rate
+        names = [static or static_model(), *(pruned or pruned_models())]
+        networks = {Path(name).name: load(name) for name in names}
+        if len(networks) < len(names):
+            raise ValueError(f"the networks' names must differ (got {names})")
+        rate = next(iter(networks.values())).config.sample_rate
         if audio is None:
             folder = Path(__file__).resolve().parent.parent / "demo_clip"
             audio, clean = folder / "noisy.flac", clean or folder / "clean.flac"
@@ -60,7 +65,7 @@ def _print(console: Any, result: Demonstration, audio: Path) -> None:
     from dyncp_kernels._extension import instruction_set
     from dyncp_kernels.cli.environment import implementation
 
-    static, pruned = result.models["static"], result.models["pruned"]
+    (_, static), *pruned = result.models.items()
     threads = static.time.threads
     compiled = implementation("CPU") == "compiled"
     kernels = f"compiled kernels, {instruction_set()}" if compiled else "PyTorch reference: nothing is skipped"
@@ -92,12 +97,13 @@ def _print(console: Any, result: Demonstration, audio: Path) -> None:
             score(row.pesq),
         )
     table.add_section()
-    savings = (
-        pruned.macs_per_frame / static.macs_per_frame,
-        pruned.time.streaming / static.time.streaming,
-        pruned.time.offline / static.time.offline,
-    )
-    table.add_row("saving", "", *(f"{1 - ratio:.1%}" for ratio in savings), "")
+    for name, row in pruned:
+        savings = (
+            row.macs_per_frame / static.macs_per_frame,
+            row.time.streaming / static.time.streaming,
+            row.time.offline / static.time.offline,
+        )
+        table.add_row(f"saving of {name}", "", *(f"{1 - ratio:.1%}" for ratio in savings), "")
     console.print(table)
     for path in result.files:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)

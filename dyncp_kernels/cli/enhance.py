@@ -29,14 +29,14 @@ def enhance(
     from dyncp_kernels.audio.enhance import budget_shift
     from dyncp_kernels.audio.enhance_file import enhance_file
     from dyncp_kernels.audio.files import SUFFIXES, AudioFileError, find_audio
-    from dyncp_kernels.cli.default_models import pruned_model
+    from dyncp_kernels.cli.default_models import pruned_models
     from dyncp_kernels.nn.files import load
 
     def fail(message: object) -> None:
         typer.echo(f"dyncp enhance: {message}", err=True)
 
     try:
-        network = load(model or pruned_model()).fold()
+        network = load(model or pruned_models()[0]).fold()
         budget_shift(network, budget)
         if stream:
             network.initial_state()

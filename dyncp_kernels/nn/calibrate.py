@@ -13,6 +13,8 @@ from dyncp_kernels.nn.conv_fsenet import ConvFSENet
 
 __all__ = ["calibrate", "shift_for_budget"]
 
+_LARGEST_SHIFT = 100.0  # scores are of order 1; what stays closed here was never trained to open
+_GROWTH = 1.5
 _USAGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)
 
 
@@ -31,7 +33,8 @@ def calibrate(
         usages: shares of kept channels to aim at.
 
     Returns:
-        Pairs (usage, shift), both rising, the point (usage, 0.0) included.
+        Pairs (usage, shift), both rising, the point (usage, 0.0) included. The last usage may be well below 1: a
+        network whose training closed channels for good closes others when they are forced open.
 
     Raises:
         ValueError: the model has no gates or there is no clip.
@@ -53,6 +56,12 @@ def calibrate(
             hook.remove()
     levels = np.quantile(torch.cat(scores).numpy(), [1.0 - u for u in usages])
     points = [(_usage(model, features, shift), shift) for shift in sorted({0.0, *(-float(v) for v in levels)})]
+    # Channels that open early change the scores of later blocks, often downwards, so the last quantile may be far from
+    # opening all of them; some networks never open all.
+    shift = max(abs(points[-1][1]), 1.0)
+    while points[-1][0] < max(usages) and shift < _LARGEST_SHIFT:
+        shift *= _GROWTH
+        points.append((_usage(model, features, shift), shift))
     model.train(was_training)
     rising: list[tuple[float, float]] = []
     for usage, shift in points:

@@ -1,6 +1,6 @@
 import pytest
 
-from dyncp_kernels.cli.default_models import pruned_model, static_model
+from dyncp_kernels.cli.default_models import pruned_models, static_model
 from dyncp_kernels.nn import ConvFSENet, files, save
 
 
@@ -14,4 +14,4 @@ def test_models_are_chosen_by_geometry(tmp_path, monkeypatch):
     save(ConvFSENet(site="output", gate_per="static"), tmp_path / "b-frozen")
     save(ConvFSENet(), tmp_path / "d-dense")
     assert static_model() == "d-dense"
-    assert pruned_model() == "c-output"
+    assert pruned_models() == ["c-output", "b-hidden"]
