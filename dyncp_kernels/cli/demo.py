@@ -71,15 +71,16 @@ def _print(console: Any, result: Demonstration, audio: Path) -> None:
     kernels = f"compiled kernels, {instruction_set()}" if compiled else "PyTorch reference: nothing is skipped"
     table = Table(
         "",
-        "channels kept",
-        "MACs / frame",
-        "streaming, 1 thread\nµs / frame",
-        f"offline, {threads} thread{'s' * (threads > 1)}\nµs / frame",
+        "channels\nkept",
+        "MACs /\nframe",
+        "streaming\nµs / frame",
+        "offline\nµs / frame",
         "wideband\nPESQ",
         title=f"{audio.name}: {result.seconds:.1f} s, frames of 16 ms; {kernels}",
-        caption="Median times from features to mask, gate networks and index lists included, networks taking turns; "
-        "outputs checked in the same run.",
+        caption="Median times from features to mask, gate networks and index lists included, networks taking turns: "
+        f"streaming on 1 thread, offline on {threads}. Outputs checked in the same run.",
     )
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
 
