@@ -77,4 +77,19 @@ def set_instruction_set(name: str) -> None:
     _call("dyncp_set_instruction_set", name.encode())
 
 
+def set_offline_strategy(name: str) -> None:
+    """Force how ``gated_conv`` takes channels that are open at few frames, in this process; for tests and measurements.
+
+    Args:
+        name: ``tile`` computes them at all frames of a tile, ``frames`` at each open frame alone, ``automatic`` (the
+            default) takes what costs less for each tile.
+
+    Raises:
+        RuntimeError: there is no such strategy, or no extension.
+    """
+    if not extension_loaded():
+        raise RuntimeError(f"set_offline_strategy: the native extension must be there (got {_load_error})")
+    _call("dyncp_set_offline_strategy", name.encode())
+
+
 _load()

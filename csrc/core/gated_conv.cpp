@@ -1,7 +1,10 @@
 #include "core/gated_conv.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "core/kernels/gated_conv.h"
@@ -84,9 +87,12 @@ class WidenedWeights {
   std::vector<std::unique_ptr<float[]>> memory_;
 };
 
+std::atomic<Strategy> strategy{Strategy::automatic};
+
 bool is_16_bit(const GatedConv& call) { return call.dtype == DType::float16 || call.dtype == DType::bfloat16; }
 
-void run_tiles(const GatedConvKernels& kernels, const GatedConv& call, void* y, ParallelFor parallel_for) {
+void run_tiles(const GatedConvKernels& kernels, GatedConv call, void* y, ParallelFor parallel_for) {
+  call.strategy = strategy.load(std::memory_order_relaxed);
   struct Context {
     const GatedConvKernels& kernels;
     const GatedConv& call;
@@ -226,6 +232,16 @@ void gated_conv_backward(const GatedConv& call, const void* grad, const GatedCon
   } else {
     run_backward(call, grad, gradients, parallel_for);
   }
+}
+
+void set_offline_strategy(const char* name) {
+  const std::pair<const char*, Strategy> known[] = {
+      {"automatic", Strategy::automatic}, {"tile", Strategy::tile}, {"frames", Strategy::frames}};
+  for (const auto& [text, value] : known) {
+    if (std::string(name) == text) return strategy.store(value, std::memory_order_relaxed);
+  }
+  throw std::runtime_error("set_offline_strategy: name must be automatic, tile or frames (got " + std::string(name) +
+                           ")");
 }
 
 void gated_conv(const GatedConv& call, void* y, ParallelFor parallel_for) {

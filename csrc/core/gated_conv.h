@@ -19,6 +19,13 @@ using ParallelFor = void (*)(int64_t count, int64_t grain, ParallelBody body, vo
 // A thread is worth waking for about this many multiply-adds.
 constexpr int64_t kThreadWork = 1 << 20;
 
+// How a tile of frames computes channels that are open at some of them: automatic takes what costs less.
+enum class Strategy {
+  automatic,
+  tile,   // all frames of the tile in shared products
+  frames  // each open frame alone
+};
+
 // All strides count elements.
 struct Gate {
   const void* data = nullptr;  // null: every channel is open
@@ -39,6 +46,7 @@ struct GatedConv {
   int64_t dilation = 1;
   bool causal = true;
   bool residual = true;
+  Strategy strategy = Strategy::automatic;
 
   const void* x = nullptr;  // (batch, channels, frames), frames contiguous
   int64_t x_batch_stride = 0;
@@ -70,6 +78,10 @@ struct History {
   int64_t before_strides[3] = {0, 0, 0};
   int64_t after_strides[3] = {0, 0, 0};
 };
+
+// The strategy of the calls of this process, for tests and measurements: automatic, tile or frames.
+// Throws std::runtime_error for another name.
+void set_offline_strategy(const char* name);
 
 // y: (batch, out_channels, frames), contiguous.  The result does not depend on how parallel_for partitions the work.
 void gated_conv(const GatedConv& call, void* y, ParallelFor parallel_for);

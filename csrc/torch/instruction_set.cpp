@@ -1,4 +1,6 @@
-// The instruction set of the kernels, for dyncp_kernels/_extension.py (through ctypes, not as ops).
+// The instruction set of the kernels and how they take sparse gates, for dyncp_kernels/_extension.py (through ctypes,
+// not as ops).
+#include "core/gated_conv.h"
 #include "core/isa.h"
 
 #include <cstring>
@@ -30,6 +32,16 @@ DYNCP_EXPORT int dyncp_instruction_set(char* buffer, int size) {
 DYNCP_EXPORT int dyncp_set_instruction_set(const char* name, char* buffer, int size) {
   try {
     dyncp::set_active_isa(name);
+    return report(name, buffer, size);
+  } catch (const std::exception& error) {
+    report(error.what(), buffer, size);
+    return 1;
+  }
+}
+
+DYNCP_EXPORT int dyncp_set_offline_strategy(const char* name, char* buffer, int size) {
+  try {
+    dyncp::set_offline_strategy(name);
     return report(name, buffer, size);
   } catch (const std::exception& error) {
     report(error.what(), buffer, size);

@@ -153,7 +153,7 @@ class ChannelGate(nn.Module):
             window=self.pool.window,
             shift=shift,
         )
-        return decided if self.per == "utterance" else decided.expand(-1, -1, x.shape[-1])
+        return decided if self.per == "utterance" or self.pool.kind != "global" else decided.expand(-1, -1, x.shape[-1])
 
     def initial_state(self, batch: int, like: Tensor) -> dict[str, Tensor]:
         """Pooling state before the first frame, with the dtype and device of ``like``."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -108,6 +109,24 @@ def each_instruction_set(request):
     _extension.set_instruction_set(request.param)
     yield request.param
     _extension.set_instruction_set(before)
+
+
+@contextmanager
+def _offline_strategy(name):
+    if not _extension.extension_loaded():
+        yield
+        return
+    _extension.set_offline_strategy(name)
+    try:
+        yield
+    finally:
+        _extension.set_offline_strategy("automatic")
+
+
+@pytest.fixture(scope="session")
+def offline_strategy():
+    """offline_strategy(name) is a context in which gated_conv uses that strategy; no effect without the extension."""
+    return _offline_strategy
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from dyncp_kernels import ops
 
 RATIOS = {torch.float32: 1e-5, torch.float64: 1e-13, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SITES = ("hidden", "output", "both")
+STRATEGIES = ("automatic", "tile", "frames")
 FRAMES = (0, 1, 2, 15, 16, 17, 47, 48, 49, 100, 145)
 
 
@@ -26,7 +27,7 @@ def reference(block):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_agrees_with_the_reference_on_random_shapes_and_options(
-    data, make_block, assert_close, poisoned_empty, each_instruction_set
+    data, make_block, assert_close, poisoned_empty, each_instruction_set, offline_strategy
 ):
     draw = data.draw
     taps, dilation = draw(st.integers(1, 5)), draw(st.sampled_from((1, 2, 3, 20)))
@@ -52,7 +53,9 @@ def test_agrees_with_the_reference_on_random_shapes_and_options(
         causal=causal,
         residual=residual,
     ).poison()
-    assert_close("y", reference(block), run(block), RATIOS[block.tensors["x"].dtype])
+    with offline_strategy(draw(st.sampled_from(STRATEGIES))):
+        y = run(block)
+    assert_close("y", reference(block), y, RATIOS[block.tensors["x"].dtype])
 
 
 def test_reference_computes_what_conv1d_computes(make_block, assert_close):
@@ -118,7 +121,10 @@ def test_batch_items_have_their_own_gates(make_block, assert_close, each_instruc
         assert_close(f"item {item}", run(single.poison()), together[item : item + 1], 1e-6)
 
 
-def test_a_channel_pruned_at_one_frame_leaks_nothing_into_it(make_block, each_instruction_set):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_channel_pruned_at_one_frame_leaks_nothing_into_it(
+    make_block, each_instruction_set, offline_strategy, strategy
+):
     # The weights of channel 0 are NaN; only frames that it is open at, or whose history it is in, may turn NaN.
     block = make_block(batch=1, frames=30, site="hidden", density=1.1, dilation=1, taps=3)
     block.tensors["hidden_gate"][0, 0] = False
@@ -126,16 +132,22 @@ def test_a_channel_pruned_at_one_frame_leaks_nothing_into_it(make_block, each_in
     for name in ("w_in", "b_in", "w_dw", "b_dw"):
         block.tensors[name][0] = float("nan")
     block.tensors["w_out"][:, 0] = float("nan")
-    for y in (run(block), reference(block)):
-        frames = torch.isnan(y).any(1)[0].nonzero()[:, 0].tolist()
+    with offline_strategy(strategy):
+        y = run(block)
+    for result in (y, reference(block)):
+        frames = torch.isnan(result).any(1)[0].nonzero()[:, 0].tolist()
         assert frames == [10, 11]
 
 
-def test_an_output_row_pruned_at_one_frame_leaks_nothing_into_it(make_block, each_instruction_set):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_output_row_pruned_at_one_frame_leaks_nothing_into_it(
+    make_block, each_instruction_set, offline_strategy, strategy
+):
     block = make_block(batch=1, frames=30, site="output", density=1.1)
     block.tensors["out_gate"][0, 2, 5:9] = False
     block.tensors["w_out"][2] = float("nan")
-    y = run(block)
+    with offline_strategy(strategy):
+        y = run(block)
     assert torch.isnan(y[0, 2]).logical_not().nonzero()[:, 0].tolist() == [5, 6, 7, 8]
     assert not torch.isnan(y[0, [0, 1, 3, 4, 5]]).any()
 
@@ -143,6 +155,9 @@ def test_an_output_row_pruned_at_one_frame_leaks_nothing_into_it(make_block, eac
 @pytest.mark.parametrize("causal", [True, False])
 def test_non_contiguous_tensors_give_the_same(make_block, assert_close, causal):
     block = make_block(causal=causal, density=0.5)
+    for name in ("hidden_gate", "out_gate"):
+        block.tensors[name][:, ::4] = False
+    block.poison()
     expected = run(block)
     t = block.tensors
     t["x"] = t["x"].permute(2, 0, 1).contiguous().permute(1, 2, 0)
@@ -164,17 +179,29 @@ def test_a_gate_expanded_over_time_equals_a_constant_gate(make_block):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("site", ["none", "both"])
-def test_the_result_does_not_depend_on_the_number_of_threads(make_block, each_instruction_set, causal, site):
-    block = make_block(3, 64, 100, 500, taps=3, site=site, causal=causal, dilation=8)
+@pytest.mark.parametrize("site", ["none", "hidden", "output", "both"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_result_does_not_depend_on_the_number_of_threads(
+    make_block, each_instruction_set, causal, site, strategy, offline_strategy
+):
+    # A look-ahead and a past of more than one tile; channels of all densities, some of them pruned throughout.
+    block = make_block(3, 32, 50, 500, taps=5, site=site, causal=causal, dilation=21)
+    for name in ("hidden_gate", "out_gate"):
+        gate = block.tensors[name]
+        if gate is not None:
+            density = torch.linspace(-0.2, 1.2, gate.shape[1])[None, :, None]
+            gate.copy_(torch.rand(gate.shape, generator=torch.Generator().manual_seed(1)) < density)
+    block.poison()
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2, 3, 5):
-            torch.set_num_threads(threads)
-            results.append(run(block))
+        with offline_strategy(strategy):
+            for threads in (1, 2, 3, 5):
+                torch.set_num_threads(threads)
+                results.append(run(block))
     finally:
         torch.set_num_threads(before)
+    assert torch.isfinite(results[0]).all()
     assert all(torch.equal(result, results[0]) for result in results)
 
 

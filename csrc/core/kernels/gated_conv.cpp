@@ -1,11 +1,16 @@
 // Offline kernel of the gated block: one tile of frames at a time, everything in between stays in cache.
 //
-// A tile takes the channels that are open at one of its frames, computes only those rows, and selects by the gate per
-// frame.  The past of u is carried from tile to tile, or recomputed where a range of tiles begins; both give the same
-// bits, so results depend neither on the partition of the work nor on the number of threads.
+// A tile takes the channels that are open at one of its frames and selects by the gate per frame.  Channels that are
+// open at many frames share dense products over the whole tile; those that are open at few are computed for these
+// frames alone, where that costs less.  Both ways depend on the gates of the tile only.  The past of u is carried from
+// tile to tile, or recomputed in the same way where a range of tiles begins, so results depend neither on the partition
+// of the work nor on the number of threads.
 #include "core/kernels/gated_conv.h"
 
+#include "core/kernels/frame_products.h"
 #include "core/kernels/gates.h"
+#include "core/kernels/offline_cost.h"
+#include "core/kernels/pack.h"
 #include "core/kernels/product.h"
 #include "core/kernels/storage.h"
 #include "core/simd.h"
@@ -13,29 +18,56 @@
 namespace dyncp::DYNCP_ISA {
 namespace {
 
+static_assert(kTile <= 64, "the frames of a tile are the bits of a word");
+
+template <class T>
+DYNCP_INLINE int64_t padded(int64_t count) {
+  return whole_vectors<T>(count) * kLanes<T>;
+}
+
+// Room for the frames of a tile and a vector behind them.
+constexpr int kFrameList = kTile + 2 * kLanes<float>;
+
 template <class T, class Storage>
 class Tiles {
  public:
   Tiles(const GatedConv& call, void* y, Arena arena) : call_(call), y_(static_cast<Storage*>(y)) {
-    past_ = whole_vectors<T>(call.reach()) * kLanes<T>;
+    past_ = padded<T>(call.reach());
     row_width_ = past_ + kTile;
+    hidden_varies_ = call.hidden_gate.data != nullptr && call.hidden_gate.frame_stride != 0;
+    const bool out_varies = call.out_gate.data != nullptr && call.out_gate.frame_stride != 0;
+    // Columns of w_out would be read for all outputs, so they are only used where no output is gated.
+    adds_columns_ = hidden_varies_ && call.out_gate.data == nullptr;
+    dots_outputs_ = out_varies && !hidden_varies_;
     x_tile_ = arena.take<T>(call.channels * kTile);
     z_ = arena.take<T>(call.hidden * kTile);
     u_rows_ = arena.take<T>(kBlockRows * row_width_);
     sums_ = arena.take<T>(kBlockRows * kTile);
     history_ = arena.take<T>(call.hidden * past_);
     remembers_ = arena.take<uint8_t>(call.hidden);
-    open_rows_ = arena.take<int32_t>(call.hidden);
-    openness_ = arena.take<Openness>(call.hidden);
+    open_ = arena.take<OpenChannel>(call.hidden);
+    sparse_ = arena.take<OpenChannel>(call.hidden);
+    is_open_ = arena.take<uint8_t>(call.hidden);
     columns_ = arena.take<int64_t>(call.hidden);
-    out_rows_ = arena.take<int32_t>(call.out_channels);
-    out_openness_ = arena.take<Openness>(call.out_channels);
+    out_ = arena.take<OpenChannel>(call.out_channels);
+    sparse_out_ = arena.take<OpenChannel>(call.out_channels);
+    x_width_ = padded<T>(call.channels);
+    x_frames_ = arena.take<T>(hidden_varies_ && call.w_in != nullptr ? kTile * x_width_ : 0);
+    z_width_ = padded<T>(call.hidden);
+    z_frames_ = arena.take<T>(dots_outputs_ ? kTile * z_width_ : 0);
+    weight_row_ = arena.take<T>(dots_outputs_ ? z_width_ : 0);
+    y_width_ = padded<T>(call.out_channels);
+    w_columns_ = arena.take<T>(adds_columns_ ? call.hidden * y_width_ : 0);
+    has_column_ = arena.take<uint8_t>(adds_columns_ ? call.hidden : 0);
+    y_frames_ = arena.take<T>(adds_columns_ ? kTile * y_width_ : 0);
+    y_tile_ = arena.take<T>(adds_columns_ ? y_width_ * kTile : 0);
     bytes_ = arena.used;
   }
 
   int64_t bytes() const { return bytes_; }
 
   void run(int64_t begin, int64_t end) {
+    if (adds_columns_) __builtin_memset(has_column_, 0, call_.hidden);
     const int64_t tiles = (call_.frames + kTile - 1) / kTile;
     for (int64_t index = begin; index < end; ++index) {
       item_ = index / tiles;
@@ -47,6 +79,29 @@ class Tiles {
   }
 
  private:
+  // Columns of w_out that are added to all frames before the next ones are, so that they stay in the first-level cache.
+  static constexpr int64_t kColumnsAtOnce = 64;
+
+  // A channel that is open at some frame of a tile: at which ones, as bits.
+  struct OpenChannel {
+    int32_t channel;
+    uint64_t fresh;   // new frames of u
+    uint64_t frames;  // frames of the tile
+  };
+
+  // The frames of a tile, and the new frames of u that come with it: those run ahead of the tile by the look-ahead of a
+  // centred convolution.
+  struct Window {
+    int64_t begin, end, fresh, fresh_end;
+    int64_t frames() const { return end - begin; }
+    int64_t fresh_frames() const { return fresh_end - fresh; }
+  };
+
+  Window window_at(int64_t begin) const {
+    const auto inside = [&](int64_t t) { return t < 0 ? 0 : t < call_.frames ? t : call_.frames; };
+    return {inside(begin), inside(begin + kTile), inside(begin + call_.right()), inside(begin + kTile + call_.right())};
+  }
+
   const T* weights(const void* p) const { return static_cast<const T*>(p); }
   ItemGate<T, Storage> hidden_gate() const { return {call_.hidden_gate, item_}; }
   ItemGate<T, Storage> out_gate() const { return {call_.out_gate, item_}; }
@@ -54,107 +109,211 @@ class Tiles {
     return static_cast<const Storage*>(call_.x) + item_ * call_.x_batch_stride + channel * call_.x_channel_stride;
   }
 
-  // Fills the history of a tile that has no predecessor in this range: u at [first - left, first + right).
+  // Fills the history of a tile that has no predecessor in this range: u at [first - left, first + right), in the way
+  // that the tiles before it do.
   void start(int64_t first) {
     __builtin_memset(history_, 0, call_.hidden * past_ * sizeof(T));
     __builtin_memset(remembers_, 0, call_.hidden);
     const int64_t origin = first - call_.left();
-    const int64_t end = first + call_.right() < call_.frames ? first + call_.right() : call_.frames;
-    for (int64_t begin = origin < 0 ? 0 : origin; begin < end; begin += kTile) {
-      const int64_t count = end - begin < kTile ? end - begin : kTile;
-      const int64_t rows = find_open_rows(begin, begin + count);
+    const int64_t back = (call_.reach() + kTile - 1) / kTile * kTile;
+    for (int64_t before = first - back; before < first; before += kTile) {
+      const Window window = window_at(before);
+      const int64_t begin = window.fresh < origin ? origin : window.fresh;
+      if (begin >= window.fresh_end) continue;
+      const int64_t count = window.fresh_end - begin;
+      list_channels(window);
+      for (int64_t i = 0; i < open_count_; ++i) open_[i].fresh >>= begin - window.fresh;
       pack_x(begin, count);
-      const RowBlocks blocks(rows);
-      for (int64_t block = 0; block < blocks.blocks; ++block) {
-        expand(blocks.begin(block), blocks.size(block), begin, count);
-        for (int r = 0; r < blocks.size(block); ++r) {
-          const int64_t channel = open_rows_[blocks.begin(block) + r];
-          __builtin_memcpy(history_ + channel * past_ + past_ - call_.reach() + (begin - origin),
-                           u_rows_ + r * row_width_ + past_, count * sizeof(T));
-          remembers_[channel] = 1;
-        }
-      }
+      const auto remember = [&](int64_t i, const T* u) {
+        const int64_t channel = open_[i].channel;
+        __builtin_memcpy(history_ + channel * past_ + past_ - call_.reach() + (begin - origin), u + past_,
+                         count * sizeof(T));
+        remembers_[channel] = 1;
+      };
+      for_each_block([&](int64_t i, int rows) {
+        expand(i, rows, begin, count);
+        for (int r = 0; r < rows; ++r) remember(i + r, u_rows_ + r * row_width_);
+      });
     }
   }
 
-  int64_t find_open_rows(int64_t begin, int64_t end) {
+  // Lists the open channels of a window in open_: first those that share products, then those that are computed for
+  // their frames alone.
+  void list_channels(const Window& window) {
     const auto gate = hidden_gate();
-    const bool lasts = !gate.exists() || gate.is_constant();
-    if (lasts && listed_item_ == item_) return listed_rows_;
-    int64_t rows = 0;
-    for (int64_t channel = 0; channel < call_.hidden; ++channel) {
-      const Openness open = gate.over(channel, begin, end);
-      if (open == Openness::none) continue;
-      open_rows_[rows] = static_cast<int32_t>(channel);
-      openness_[rows++] = open;
+    const uint64_t fresh = lowest_bits(window.fresh_frames()), frames = lowest_bits(window.frames());
+    if (!hidden_varies_) {
+      if (listed_item_ != item_) {
+        open_count_ = 0;
+        for (int64_t channel = 0; channel < call_.hidden; ++channel) {
+          if (gate.bits(channel, 0, 1) != 0) open_[open_count_++].channel = static_cast<int32_t>(channel);
+        }
+        listed_item_ = item_;
+      }
+      for (int64_t i = 0; i < open_count_; ++i) {
+        open_[i].fresh = fresh;
+        open_[i].frames = frames;
+      }
+      dense_count_ = open_count_;
+      return;
     }
-    listed_item_ = lasts ? item_ : -1;
-    listed_rows_ = rows;
-    return rows;
+
+    // What a channel costs that is open at so many frames, beside its share of the dense products.
+    const int64_t depth = call_.w_in == nullptr ? 0 : call_.channels;
+    const int64_t outputs = adds_columns_ ? call_.out_channels : 0;
+    const double whole =
+        static_cast<double>(depth * padded<T>(window.fresh_frames()) + outputs * padded<T>(window.frames()));
+    double alone[kTile + 1];
+    int most = 0;  // frames at which a channel is computed alone
+    for (int n = 0; n <= kTile; ++n) {
+      alone[n] = (depth > 0 ? cost_of_dots(depth, n) : 0) + (outputs > 0 ? cost_of_column(outputs, n) : 0);
+      if (alone[n] < whole) most = n;
+    }
+    if (call_.strategy == Strategy::tile) most = 0;
+    if (call_.strategy == Strategy::frames) most = kTile;
+
+    double saving = -cost_of_transpose(depth + outputs, kTile);
+    open_count_ = 0;
+    int64_t sparse = 0;
+    const auto list = [&](int64_t channel, uint64_t u, uint64_t z) {
+      if ((u | z) == 0) return;
+      const int in_u = __builtin_popcountll(u), in_z = __builtin_popcountll(z);
+      const int n = in_u > in_z ? in_u : in_z;
+      const bool is_sparse = n <= most;
+      (is_sparse ? sparse_[sparse] : open_[open_count_]) = {static_cast<int32_t>(channel), u, z};
+      sparse += is_sparse;
+      open_count_ += !is_sparse;
+      if (is_sparse) saving += whole - alone[n];
+    };
+    if (gate.bools != nullptr && call_.right() == 0) {
+      const uint8_t* bytes = gate.bools + window.begin;
+      const int64_t count = window.frames();
+      for (int64_t channel = 0; channel < call_.hidden; ++channel, bytes += gate.channel_stride) {
+        const uint64_t bits = bits_of_bytes(bytes, count);
+        list(channel, bits, bits);
+      }
+    } else {
+      for (int64_t channel = 0; channel < call_.hidden; ++channel) {
+        list(channel, gate.bits(channel, window.fresh, window.fresh_end), gate.bits(channel, window.begin, window.end));
+      }
+    }
+    if (saving > 0 || call_.strategy == Strategy::frames) {
+      dense_count_ = open_count_;
+      __builtin_memcpy(open_ + open_count_, sparse_, sparse * sizeof(OpenChannel));
+      open_count_ += sparse;
+      return;
+    }
+    // In the order of the channels again, as without the other way.
+    open_count_ += sparse;
+    dense_count_ = open_count_;
+    int64_t dense = open_count_ - sparse;
+    for (int64_t to = open_count_ - 1; sparse > 0; --to) {
+      const bool takes_sparse = dense == 0 || open_[dense - 1].channel < sparse_[sparse - 1].channel;
+      open_[to] = takes_sparse ? sparse_[--sparse] : open_[--dense];
+    }
+  }
+
+  // Calls body(first, rows) for blocks of the listed channels; no block holds both kinds.
+  template <class Body>
+  DYNCP_INLINE void for_each_block(Body body) {
+    const RowBlocks dense(dense_count_), sparse(open_count_ - dense_count_);
+    for (int64_t block = 0; block < dense.blocks + sparse.blocks; ++block) {
+      const bool is_dense = block < dense.blocks;
+      const int64_t index = is_dense ? block : block - dense.blocks;
+      const RowBlocks& blocks = is_dense ? dense : sparse;
+      body((is_dense ? 0 : dense_count_) + blocks.begin(index), blocks.size(index));
+    }
   }
 
   void pack_x(int64_t begin, int64_t count) {
     if (call_.w_in == nullptr) return;
-    const int whole = static_cast<int>(count / kLanes<T>);
-    const int64_t rest = count % kLanes<T>;
-    for (int64_t channel = 0; channel < call_.channels; ++channel) {
-      const Storage* source = x_row(channel) + begin;
-      T* target = x_tile_ + channel * kTile;
-      for (int v = 0; v < whole; ++v) store(target + v * kLanes<T>, load(source + v * kLanes<T>));
-      if (rest > 0) store(target + whole * kLanes<T>, load_first(source + whole * kLanes<T>, rest));
+    pack_tile<T>(x_row(0) + begin, call_.x_channel_stride, call_.channels, count, x_tile_);
+    if (dense_count_ < open_count_) {
+      transpose_tile<T>(x_tile_, kTile, call_.channels, padded<T>(count), x_frames_, x_width_);
     }
   }
 
-  // u of the open rows [row, row + count) at frames [begin, begin + frames), to the new part of u_rows_; zero behind.
-  void expand(int64_t row, int count, int64_t begin, int64_t frames) {
-    const int vectors = whole_vectors<T>(frames);
+  // u of the listed channels [i, i + rows) at frames [begin, begin + frames), to the new part of u_rows_; zero behind.
+  void expand(int64_t i, int rows, int64_t begin, int64_t frames) {
     T* fresh = u_rows_ + past_;
-    const T* w[kBlockRows];
-    if (call_.w_in != nullptr) {
-      for (int r = 0; r < count; ++r) w[r] = weights(call_.w_in) + open_rows_[row + r] * call_.w_in_row_stride;
-      product_block<T>(count, w, nullptr, call_.channels, x_tile_, vectors, fresh, row_width_);
+    if (frames == 0) {
+      for (int r = 0; r < rows; ++r) __builtin_memset(fresh + r * row_width_, 0, kTile * sizeof(T));
+      return;
     }
     const auto gate = hidden_gate();
-    for (int r = 0; r < count; ++r) {
-      const int64_t channel = open_rows_[row + r];
+    if (call_.w_in != nullptr && i >= dense_count_) {
+      for (int r = 0; r < rows; ++r) expand_frames(open_[i + r], begin, frames, fresh + r * row_width_);
+      return;
+    }
+    const int vectors = whole_vectors<T>(frames);
+    if (call_.w_in != nullptr) {
+      const T* w[kBlockRows];
+      for (int r = 0; r < rows; ++r) w[r] = weights(call_.w_in) + open_[i + r].channel * call_.w_in_row_stride;
+      product_block<T>(rows, w, nullptr, call_.channels, x_tile_, vectors, fresh, row_width_);
+    }
+    for (int r = 0; r < rows; ++r) {
+      const OpenChannel& open = open_[i + r];
       T* u = fresh + r * row_width_;
       if (call_.w_in == nullptr) {
-        const Storage* source = x_row(channel) + begin;
+        const Storage* source = x_row(open.channel) + begin;
         int64_t t = 0;
         for (; t + kLanes<T> <= frames; t += kLanes<T>) store(u + t, load(source + t));
         if (t < frames) store(u + t, load_first(source + t, frames - t));
       } else {
-        activate(u, vectors, call_.b_in, channel, call_.slope_in);
+        activate(u, vectors, call_.b_in, open.channel, call_.slope_in, open.fresh);
       }
-      gate.apply(channel, begin, frames, openness_[row + r], u);
+      if (call_.w_in == nullptr || gate.values != nullptr) {
+        gate.apply_bits(open.channel, begin, frames, open.fresh, u);
+      }
       if (frames < kTile) __builtin_memset(u + frames, 0, (kTile - frames) * sizeof(T));
     }
   }
 
-  DYNCP_INLINE void activate(T* row, int vectors, const void* bias, int64_t channel, const void* slope) {
+  // The same for one channel, at its open frames only.
+  DYNCP_INLINE void expand_frames(const OpenChannel& open, int64_t begin, int64_t frames, T* u) {
+    if (open.fresh == 0) {
+      __builtin_memset(u, 0, kTile * sizeof(T));
+      return;
+    }
+    int32_t list[kFrameList];
+    T values[kFrameList];
+    const int64_t count = list_frames<T>(open.fresh, list);
+    listed_dots<T>(weights(call_.w_in) + open.channel * call_.w_in_row_stride, call_.channels, x_frames_, x_width_,
+                   list, count, values);
+    activate(values, whole_vectors<T>(count), call_.b_in, open.channel, call_.slope_in, lowest_bits(count));
+    spread_frames<T>(open.fresh, list, count, values, u);
+    const auto gate = hidden_gate();
+    if (gate.values != nullptr) gate.apply_bits(open.channel, begin, frames, open.fresh, u);
+  }
+
+  // act(row + bias) at the open frames, zero at the others.
+  DYNCP_INLINE void activate(T* row, int vectors, const void* bias, int64_t channel, const void* slope, uint64_t open) {
     const Vec<T> b = broadcast(bias == nullptr ? T(0) : weights(bias)[channel]);
-    if (slope == nullptr) {
-      for (int v = 0; v < vectors; ++v) store(row + v * kLanes<T>, relu<T>(load(row + v * kLanes<T>) + b));
-    } else {
-      const T s = *weights(slope);
-      for (int v = 0; v < vectors; ++v) store(row + v * kLanes<T>, prelu<T>(load(row + v * kLanes<T>) + b, s));
+    const bool has_slope = slope != nullptr;
+    const T s = has_slope ? *weights(slope) : T(0);
+    for (int v = 0; v < vectors; ++v) {
+      const Vec<T> sum = load(row + v * kLanes<T>) + b;
+      store(row + v * kLanes<T>, keep_open<T>(open, v * kLanes<T>, has_slope ? prelu<T>(sum, s) : relu<T>(sum)));
     }
   }
 
-  // z = act(DW(u) + b) for one row, before its gate.
-  DYNCP_INLINE void depthwise(const T* u, int64_t channel, int vectors, T* z) {
+  // z = act(DW(u) + b) at the open frames of one row, zero at the others; values of the gate are not multiplied yet.
+  DYNCP_INLINE void depthwise(const T* u, int64_t channel, int vectors, uint64_t open, T* z) {
     const T* w = weights(call_.w_dw) + channel * call_.taps;
-    const T bias = call_.b_dw == nullptr ? T(0) : weights(call_.b_dw)[channel];
-    const T slope = call_.slope_dw == nullptr ? T(0) : *weights(call_.slope_dw);
-    if (call_.taps == 3 && call_.slope_dw != nullptr) {
+    const Vec<T> bias = broadcast(call_.b_dw == nullptr ? T(0) : weights(call_.b_dw)[channel]);
+    const bool has_slope = call_.slope_dw != nullptr;
+    const T slope = has_slope ? *weights(call_.slope_dw) : T(0);
+    const auto finish = [&](int v, Vec<T> sum) {
+      sum += bias;
+      store(z + v * kLanes<T>, keep_open<T>(open, v * kLanes<T>, has_slope ? prelu<T>(sum, slope) : relu<T>(sum)));
+    };
+    if (call_.taps == 3) {
       const Vec<T> w0 = broadcast(w[0]);
       const Vec<T> w1 = broadcast(w[1]);
       const Vec<T> w2 = broadcast(w[2]);
       for (int v = 0; v < vectors; ++v) {
         const T* at = u + v * kLanes<T>;
-        const Vec<T> sum =
-            w2 * load(at + 2 * call_.dilation) + (w1 * load(at + call_.dilation) + (w0 * load(at) + zero<T>()));
-        store(z + v * kLanes<T>, prelu<T>(sum + broadcast(bias), slope));
+        finish(v, w2 * load(at + 2 * call_.dilation) + (w1 * load(at + call_.dilation) + (w0 * load(at) + zero<T>())));
       }
       return;
     }
@@ -163,52 +322,48 @@ class Tiles {
       for (int64_t tap = 0; tap < call_.taps; ++tap) {
         sum = broadcast(w[tap]) * load(u + v * kLanes<T> + tap * call_.dilation) + sum;
       }
-      sum += broadcast(bias);
-      store(z + v * kLanes<T>, call_.slope_dw == nullptr ? relu<T>(sum) : prelu<T>(sum, slope));
+      finish(v, sum);
     }
   }
 
   void tile(int64_t begin, int64_t end) {
     const int64_t frames = end - begin;
     const int vectors = whole_vectors<T>(frames);
-    // New frames of u run ahead of the tile by the look-ahead of a centred convolution.
-    const int64_t fresh = begin + call_.right();
-    int64_t fresh_frames = call_.frames - fresh < kTile ? call_.frames - fresh : kTile;
-    if (fresh_frames < 0) fresh_frames = 0;
-    const int64_t seen_end = fresh + fresh_frames > end ? fresh + fresh_frames : end;
-
-    const int64_t rows = find_open_rows(begin, seen_end);
-    forget_closed_rows(rows);
-    if (rows == 0) {
+    const Window window = window_at(begin);
+    list_channels(window);
+    forget_closed_rows();
+    if (open_count_ == 0) {
       for (int64_t row = 0; row < call_.out_channels; ++row) skip(row, begin, frames);
       return;
     }
-    if (fresh_frames > 0) pack_x(fresh, fresh_frames);
+    if (window.fresh_frames() > 0) pack_x(window.fresh, window.fresh_frames());
 
     const auto gate = hidden_gate();
-    const RowBlocks blocks(rows);
-    for (int64_t block = 0; block < blocks.blocks; ++block) {
-      const int64_t first = blocks.begin(block);
-      recall(first, blocks.size(block));
-      expand(first, blocks.size(block), fresh, fresh_frames);
-      for (int r = 0; r < blocks.size(block); ++r) {
-        const int64_t channel = open_rows_[first + r];
+    for_each_block([&](int64_t first, int rows) {
+      recall(first, rows);
+      expand(first, rows, window.fresh, window.fresh_frames());
+      for (int r = 0; r < rows; ++r) {
+        const OpenChannel& open = open_[first + r];
         const T* u = u_rows_ + r * row_width_;
         T* z = z_ + (first + r) * kTile;
-        depthwise(u + past_ - call_.reach(), channel, vectors, z);
-        gate.apply(channel, begin, frames, openness_[first + r], z);
-        T* past = history_ + channel * past_;
+        if (open.frames != 0) {
+          depthwise(u + past_ - call_.reach(), open.channel, vectors, open.frames, z);
+          if (gate.values != nullptr) gate.apply_bits(open.channel, begin, frames, open.frames, z);
+        } else {
+          __builtin_memset(z, 0, vectors * kLanes<T> * sizeof(T));
+        }
+        T* past = history_ + open.channel * past_;
         for (int64_t t = 0; t < past_; t += kLanes<T>) store(past + t, load(u + kTile + t));
-        remembers_[channel] = 1;
+        remembers_[open.channel] = 1;
       }
-    }
-    project(rows, begin, frames);
+    });
+    project(begin, frames);
   }
 
   // Puts the past of u in front of the rows of a block.
   void recall(int64_t first, int count) {
     for (int r = 0; r < count; ++r) {
-      const int64_t channel = open_rows_[first + r];
+      const int64_t channel = open_[first + r].channel;
       const T* past = history_ + channel * past_;
       T* u = u_rows_ + r * row_width_;
       const bool remembers = remembers_[channel] != 0;
@@ -217,12 +372,12 @@ class Tiles {
   }
 
   // Rows that are closed during this tile: their new frames of u are zeros.
-  void forget_closed_rows(int64_t rows) {
-    int64_t next = 0;
+  void forget_closed_rows() {
+    if (open_count_ == call_.hidden) return;
+    __builtin_memset(is_open_, 0, call_.hidden);
+    for (int64_t i = 0; i < open_count_; ++i) is_open_[open_[i].channel] = 1;
     for (int64_t channel = 0; channel < call_.hidden; ++channel) {
-      if (next < rows && open_rows_[next] == channel) {
-        ++next;
-      } else if (remembers_[channel] != 0) {
+      if (is_open_[channel] == 0 && remembers_[channel] != 0) {
         T* past = history_ + channel * past_;
         const int64_t kept = past_ > kTile ? past_ - kTile : 0;
         if (kept > 0) __builtin_memmove(past, past + kTile, kept * sizeof(T));
@@ -242,99 +397,199 @@ class Tiles {
     }
   }
 
-  void project(int64_t rows, int64_t begin, int64_t frames) {
-    // A frame at which no hidden channel is open skips the branch.  Only gates that change in time can have such frames
-    // beside others.
-    const auto gate = hidden_gate();
-    bool mixed = false;
-    bool every_frame = false;
-    for (int64_t k = 0; k < rows; ++k) {
-      mixed = mixed || openness_[k] != Openness::all;
-      every_frame = every_frame || openness_[k] == Openness::all;
-    }
-    uint8_t branch[kTile] = {};
-    for (int64_t k = 0; k < rows && !every_frame; ++k) {
-      gate.mark_open(open_rows_[k], begin, frames, branch);
-      every_frame = openness(branch, frames) == Openness::all;
+  void project(int64_t begin, int64_t frames) {
+    // A frame at which no hidden channel is open skips the branch.
+    const uint64_t all = lowest_bits(frames);
+    uint64_t branch = 0;
+    uint64_t closed = 0;
+    for (int64_t i = 0; i < open_count_; ++i) branch |= open_[i].frames;
+    const int64_t shared = adds_columns_ ? dense_count_ : open_count_;
+    for (int64_t i = 0; i < shared; ++i) closed |= all & ~open_[i].frames;
+    if (branch == 0) {
+      for (int64_t row = 0; row < call_.out_channels; ++row) skip(row, begin, frames);
+      return;
     }
 
     const int64_t* columns = nullptr;
-    if (gate.exists() || call_.w_out_column_stride != 1) {
-      for (int64_t k = 0; k < rows; ++k) columns_[k] = open_rows_[k] * call_.w_out_column_stride;
+    if (call_.hidden_gate.data != nullptr || call_.w_out_column_stride != 1) {
+      for (int64_t i = 0; i < shared; ++i) columns_[i] = open_[i].channel * call_.w_out_column_stride;
       columns = columns_;
     }
+    const bool has_columns = shared < open_count_;
+    if (has_columns) add_columns(shared, frames);
 
-    const auto out = out_gate();
-    int64_t out_rows = 0;
-    for (int64_t row = 0; row < call_.out_channels; ++row) {
-      const Openness open = out.over(row, begin, begin + frames);
-      if (open == Openness::none) {
-        skip(row, begin, frames);
-      } else {
-        out_rows_[out_rows] = static_cast<int32_t>(row);
-        out_openness_[out_rows++] = open;
-      }
-    }
-
+    const int64_t dense = list_outputs(begin, frames, shared);
     const int vectors = whole_vectors<T>(frames);
-    const RowBlocks blocks(out_rows);
+    const RowBlocks blocks(dense);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const T* w[kBlockRows];
       const int64_t first = blocks.begin(block);
       const int count = blocks.size(block);
-      for (int r = 0; r < count; ++r) w[r] = weights(call_.w_out) + out_rows_[first + r] * call_.w_out_row_stride;
-      product_block<T>(count, w, columns, rows, z_, vectors, sums_, kTile);
+      for (int r = 0; r < count; ++r) w[r] = weights(call_.w_out) + out_[first + r].channel * call_.w_out_row_stride;
+      if (shared > 0) {
+        product_block<T>(count, w, columns, shared, z_, vectors, sums_, kTile);
+        if (closed != 0) repair(w, count, columns, shared, frames);
+      } else {
+        __builtin_memset(sums_, 0, count * kTile * sizeof(T));
+      }
       for (int r = 0; r < count; ++r) {
-        const int64_t row = out_rows_[first + r];
-        T* sums = sums_ + r * kTile;
-        if (mixed) repair(w[r], columns, rows, begin, frames, sums);
-        const T bias = call_.b_out == nullptr ? T(0) : weights(call_.b_out)[row];
-        if (every_frame && out.values == nullptr && out_openness_[first + r] == Openness::all) {
-          write(row, begin, frames, sums, bias);
-          continue;
-        }
-        for (int v = 0; v < vectors; ++v) store(sums + v * kLanes<T>, load(sums + v * kLanes<T>) + broadcast(bias));
-        out.apply(row, begin, frames, out_openness_[first + r], sums);
-        if (!every_frame) {
-          for (int v = 0; v < vectors; ++v) {
-            T* at = sums + v * kLanes<T>;
-            store(at, select(load_mask<T>(branch + v * kLanes<T>), load(at), zero<T>()));
-          }
-        }
-        write(row, begin, frames, sums, T(0));
+        const OpenChannel& out = out_[first + r];
+        const T* more = has_columns ? y_tile_ + out.channel * kTile : nullptr;
+        write(out.channel, begin, frames, sums_ + r * kTile, more, out.frames & branch);
       }
     }
+    if (dense < out_count_) project_frames(dense, columns, begin, frames, branch);
+  }
+
+  // Lists the open outputs in out_, first those that share products; writes the others.
+  int64_t list_outputs(int64_t begin, int64_t frames, int64_t depth) {
+    const auto gate = out_gate();
+    const double whole = static_cast<double>(depth * padded<T>(frames));
+    double saving = -cost_of_transpose(depth, kTile);
+    int64_t dense = 0;
+    int64_t sparse = 0;
+    for (int64_t row = 0; row < call_.out_channels; ++row) {
+      const uint64_t open = gate.bits(row, begin, begin + frames);
+      if (open == 0) {
+        skip(row, begin, frames);
+        continue;
+      }
+      const OpenChannel out = {static_cast<int32_t>(row), 0, open};
+      const double alone = dots_outputs_ ? cost_of_dots(depth, __builtin_popcountll(open)) : whole;
+      if (dots_outputs_ &&
+          (call_.strategy == Strategy::frames || (call_.strategy == Strategy::automatic && alone < whole))) {
+        sparse_out_[sparse++] = out;
+        saving += whole - alone;
+      } else {
+        out_[dense++] = out;
+      }
+    }
+    __builtin_memcpy(out_ + dense, sparse_out_, sparse * sizeof(OpenChannel));
+    out_count_ = dense + sparse;
+    return saving > 0 || call_.strategy == Strategy::frames ? dense : out_count_;
+  }
+
+  // Listed outputs from `first` on, at their open frames only.
+  void project_frames(int64_t first, const int64_t* columns, int64_t begin, int64_t frames, uint64_t branch) {
+    transpose_tile<T>(z_, kTile, open_count_, padded<T>(frames), z_frames_, z_width_);
+    for (int64_t i = first; i < out_count_; ++i) {
+      const OpenChannel& out = out_[i];
+      const T* w = weights(call_.w_out) + out.channel * call_.w_out_row_stride;
+      if (columns != nullptr) {
+        for (int64_t k = 0; k < open_count_; ++k) weight_row_[k] = w[columns[k]];
+        w = weight_row_;
+      }
+      int32_t list[kFrameList];
+      T values[kFrameList];
+      const int64_t count = list_frames<T>(out.frames, list);
+      listed_dots<T>(w, open_count_, z_frames_, z_width_, list, count, values);
+      spread_frames<T>(out.frames, list, count, values, sums_);
+      write(out.channel, begin, frames, sums_, nullptr, out.frames & branch);
+    }
+  }
+
+  // y_tile_ = W_out z over the listed channels from `first` on, each at its open frames only.
+  void add_columns(int64_t first, int64_t frames) {
+    __builtin_memset(y_frames_, 0, padded<T>(frames) * y_width_ * sizeof(T));
+    for (; first < open_count_; first += kColumnsAtOnce) {
+      const int64_t last = first + kColumnsAtOnce < open_count_ ? first + kColumnsAtOnce : open_count_;
+      const T* w[kColumnsAtOnce];
+      uint64_t rows_of_frame[kColumnsAtOnce] = {};
+      for (int64_t i = first; i < last; ++i) {
+        w[i - first] = column(open_[i].channel);
+        rows_of_frame[i - first] = open_[i].frames;
+      }
+      transpose_bits(rows_of_frame);
+      for (int64_t t = 0; t < frames; ++t) {
+        add_rows<T>(w, y_width_, z_ + first * kTile + t, kTile, rows_of_frame[t], y_frames_ + t * y_width_);
+      }
+    }
+    transpose_tile<T>(y_frames_, y_width_, padded<T>(frames), y_width_, y_tile_, kTile);
+  }
+
+  // A copy of one column of w_out in one piece.
+  const T* column(int64_t channel) {
+    const T* copy = w_columns_ + channel * y_width_;
+    if (has_column_[channel] == 0) copy_columns(channel);
+    return copy;
+  }
+
+  void copy_columns(int64_t channel) {
+    // Neighbours share their cache lines, so they are copied together.
+    const int64_t group = channel / kLanes<T> * kLanes<T>;
+    if (call_.w_out_column_stride == 1 && group + kLanes<T> <= call_.hidden) {
+      transpose_tile<T>(weights(call_.w_out) + group, call_.w_out_row_stride, call_.out_channels, kLanes<T>,
+                        w_columns_ + group * y_width_, y_width_);
+      __builtin_memset(has_column_ + group, 1, kLanes<T>);
+      return;
+    }
+    T* copy = w_columns_ + channel * y_width_;
+    const T* source = weights(call_.w_out) + channel * call_.w_out_column_stride;
+    for (int64_t row = 0; row < call_.out_channels; ++row) copy[row] = source[row * call_.w_out_row_stride];
+    for (int64_t row = call_.out_channels; row < y_width_; ++row) copy[row] = 0;
+    has_column_[channel] = 1;
   }
 
   // The product multiplied the zeros of closed frames too, which is wrong only where a weight is not finite.  Such a
   // weight shows as a value that is not finite: sum those again, over the open channels of their frame.
-  DYNCP_INLINE void repair(const T* w, const int64_t* columns, int64_t rows, int64_t begin, int64_t frames, T* sums) {
-    Vec<T> check = zero<T>();
-    for (int v = 0; v < whole_vectors<T>(frames); ++v) check = load(sums + v * kLanes<T>) * T(0) + check;
-    const T total = sum_of_lanes<T>(check);
-    if (total == T(0)) return;
-    const auto gate = hidden_gate();
-    for (int64_t t = 0; t < frames; ++t) {
-      if (sums[t] - sums[t] == T(0)) continue;
-      T sum = 0;
-      for (int64_t k = 0; k < rows; ++k) {
-        if (gate.is_open_at(open_rows_[k], begin + t)) sum = w[columns[k]] * z_[k * kTile + t] + sum;
+  DYNCP_INLINE void repair(const T* const* w, int count, const int64_t* columns, int64_t depth, int64_t frames) {
+    if (is_finite(count, frames)) return;
+    for (int r = 0; r < count; ++r) {
+      T* sums = sums_ + r * kTile;
+      for (int64_t t = 0; t < frames; ++t) {
+        if (sums[t] - sums[t] == T(0)) continue;
+        T sum = 0;
+        for (int64_t k = 0; k < depth; ++k) {
+          if ((open_[k].frames >> t & 1) != 0) sum = w[r][columns[k]] * z_[k * kTile + t] + sum;
+        }
+        sums[t] = sum;
       }
-      sums[t] = sum;
     }
   }
 
-  // y = x + (branch + bias), or without x.
-  DYNCP_INLINE void write(int64_t row, int64_t begin, int64_t frames, const T* branch, T bias) {
+  bool is_finite(int count, int64_t frames) const {
+    Mask<T> wrong = {};
+    for (int r = 0; r < count; ++r) {
+      for (int v = 0; v < whole_vectors<T>(frames); ++v) {
+        const Vec<T> sums = load(sums_ + r * kTile + v * kLanes<T>);
+        wrong |= (sums - sums) != zero<T>();
+      }
+    }
+    typename IntegerOf<T>::type any = 0;
+    for (int lane = 0; lane < kLanes<T>; ++lane) any |= wrong[lane];
+    return any == 0;
+  }
+
+  // y = x + gate * (sums + more + bias) at the open frames, or without x; `more` may be null.
+  DYNCP_INLINE void write(int64_t row, int64_t begin, int64_t frames, T* sums, const T* more, uint64_t open) {
+    const auto gate = out_gate();
+    const Vec<T> bias = broadcast(call_.b_out == nullptr ? T(0) : weights(call_.b_out)[row]);
     Storage* y = y_ + (item_ * call_.out_channels + row) * call_.frames + begin;
     const Storage* x = call_.residual ? x_row(row) + begin : nullptr;
-    int64_t t = 0;
-    for (; t + kLanes<T> <= frames; t += kLanes<T>) {
-      const Vec<T> v = load(branch + t) + broadcast(bias);
-      store(y + t, x == nullptr ? v : load(x + t) + v);
+    if (gate.values != nullptr) {
+      for (int64_t t = 0; t < frames; t += kLanes<T>) {
+        const Vec<T> sum = more == nullptr ? load(sums + t) : load(sums + t) + load(more + t);
+        store(sums + t, sum + bias);
+      }
+      gate.apply(row, begin, frames, Openness::some, sums);
+      write_open(y, x, frames, sums, nullptr, zero<T>(), open);
+    } else {
+      write_open(y, x, frames, sums, more, bias, open);
     }
+  }
+
+  DYNCP_INLINE void write_open(Storage* y, const Storage* x, int64_t frames, const T* sums, const T* more, Vec<T> bias,
+                               uint64_t open) {
+    const bool every_frame = open == lowest_bits(frames);
+    const auto value = [&](int64_t t) {
+      const Vec<T> sum = more == nullptr ? load(sums + t) : load(sums + t) + load(more + t);
+      const Vec<T> v = sum + bias;
+      return every_frame ? v : keep_open<T>(open, t, v);
+    };
+    int64_t t = 0;
+    for (; t + kLanes<T> <= frames; t += kLanes<T>) store(y + t, x == nullptr ? value(t) : load(x + t) + value(t));
     if (t < frames) {
-      const Vec<T> v = load(branch + t) + broadcast(bias);
+      const Vec<T> v = value(t);
       store_first(y + t, x == nullptr ? v : load_first(x + t, frames - t) + v, frames - t);
     }
   }
@@ -342,21 +597,35 @@ class Tiles {
   const GatedConv& call_;
   Storage* y_;
   int64_t item_ = 0;
-  int64_t listed_item_ = -1;  // whose open rows are listed already and stay, because its gate is constant
-  int64_t listed_rows_ = 0;
+  bool hidden_varies_;        // in time
+  bool adds_columns_;         // whether W_out may be applied frame by frame
+  bool dots_outputs_;         // whether single outputs may be
+  int64_t listed_item_ = -1;  // whose open channels are listed already and stay, because its gate is constant
+  int64_t open_count_ = 0;
+  int64_t dense_count_ = 0;
+  int64_t out_count_ = 0;
   int64_t past_;  // frames of history in front of a row of u: whole vectors, right-aligned
   int64_t row_width_;
-  T* x_tile_;           // [channels][kTile]
-  T* z_;                // [open rows][kTile]
-  T* u_rows_;           // [kBlockRows][past_ + kTile]
-  T* sums_;             // [kBlockRows][kTile]
-  T* history_;          // [hidden][past_]: u at the frames before the new ones
-  uint8_t* remembers_;  // per hidden channel: whether history_ holds anything but zeros
-  int32_t* open_rows_;  // hidden channels of this tile
-  Openness* openness_;  // of those
-  int64_t* columns_;    // of those, in w_out
-  int32_t* out_rows_;   // output channels of this tile
-  Openness* out_openness_;
+  int64_t x_width_, y_width_, z_width_;  // channels in whole vectors
+  T* x_tile_;                            // [channels][kTile]
+  T* z_;                                 // [open channels][kTile]
+  T* u_rows_;                            // [kBlockRows][past_ + kTile]
+  T* sums_;                              // [kBlockRows][kTile]
+  T* history_;                           // [hidden][past_]: u at the frames before the new ones
+  uint8_t* remembers_;                   // per hidden channel: whether history_ holds anything but zeros
+  OpenChannel* open_;                    // hidden channels of this tile, those that share products first
+  OpenChannel* sparse_;                  // those that do not, while they are listed
+  uint8_t* is_open_;                     // per hidden channel
+  int64_t* columns_;                     // of the listed channels, in w_out
+  OpenChannel* out_;                     // output channels of this tile
+  OpenChannel* sparse_out_;
+  T* x_frames_;          // [kTile][x_width_]: x_tile_ transposed
+  T* z_frames_;          // [kTile][z_width_]: z_ transposed
+  T* weight_row_;        // a row of w_out at the listed channels
+  T* w_columns_;         // [hidden][y_width_]: columns of w_out
+  uint8_t* has_column_;  // which of them are there
+  T* y_frames_;          // [kTile][y_width_]
+  T* y_tile_;            // [y_width_][kTile]: y_frames_ transposed
   int64_t bytes_;
 };
 

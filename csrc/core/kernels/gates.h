@@ -1,6 +1,8 @@
 // Reading gates: which channels are open over a range of frames, and applying a gate to a row of a tile.
 #pragma once
 
+#include <utility>
+
 #include "core/gated_conv.h"
 #include "core/kernels/product.h"
 #include "core/simd.h"
@@ -46,6 +48,52 @@ DYNCP_INLINE Openness openness(const Storage* gate, int64_t count) {
   return any == 0 ? Openness::none : all != 0 ? Openness::all : Openness::some;
 }
 
+// Bit t says whether byte t of at most 64 bytes of 0 or 1 is set.
+DYNCP_INLINE uint64_t bits_of_bytes(const uint8_t* bytes, int64_t count) {
+#if defined(__AVX512F__)
+  const __mmask64 wanted = count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+  const __m512i v = _mm512_maskz_loadu_epi8(wanted, bytes);
+  return _mm512_test_epi8_mask(v, v);
+#else
+  uint64_t bits = 0;
+  for (int64_t t = 0; t < count; t += 8) {
+    uint64_t eight = 0;
+    __builtin_memcpy(&eight, bytes + t, count - t < 8 ? count - t : 8);
+    // The product gathers the lowest bit of every byte in the highest byte.
+    bits |= (eight * 0x0102040810204080u >> 56) << t;
+  }
+  return bits;
+#endif
+}
+
+// Whether lane i of the vector that starts at frame t is open.
+template <class T, int... kLane>
+DYNCP_INLINE Mask<T> mask_of_bits(uint64_t bits, int64_t t, std::integer_sequence<int, kLane...>) {
+  using Integer = typename IntegerOf<T>::type;
+  const Mask<T> lane_bits = {(Integer{1} << kLane)...};
+  return ((static_cast<Integer>(bits >> t) - Mask<T>{}) & lane_bits) != 0;
+}
+template <class T>
+DYNCP_INLINE Mask<T> mask_of_bits(uint64_t bits, int64_t t) {
+  return mask_of_bits<T>(bits, t, std::make_integer_sequence<int, kLanes<T>>());
+}
+
+// The lanes of v whose frames, from frame t on, are open; zero in the others.
+template <class T>
+DYNCP_INLINE Vec<T> keep_open(uint64_t bits, int64_t t, Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return bits_as<Vec<T>>(_mm512_maskz_mov_ps(static_cast<__mmask16>(bits >> t), bits_as<__m512>(v)));
+  } else {
+    return bits_as<Vec<T>>(_mm512_maskz_mov_pd(static_cast<__mmask8>(bits >> t), bits_as<__m512d>(v)));
+  }
+#else
+  return select(mask_of_bits<T>(bits, t), v, zero<T>());
+#endif
+}
+
+DYNCP_INLINE uint64_t lowest_bits(int64_t count) { return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1; }
+
 // A gate of one batch item.  Storage is the dtype of the call.
 template <class T, class Storage>
 struct ItemGate {
@@ -71,6 +119,28 @@ struct ItemGate {
     const int64_t at = channel * channel_stride + begin * frame_stride;
     const int64_t count = is_constant() ? 1 : end - begin;
     return bools != nullptr ? openness(bools + at, count) : openness(values + at, count);
+  }
+
+  // Bit t says whether the channel is open at frame begin + t; at most 64 frames.
+  uint64_t bits(int64_t channel, int64_t begin, int64_t end) const {
+    if (end <= begin) return 0;
+    const uint64_t all = lowest_bits(end - begin);
+    if (!exists()) return all;
+    const int64_t at = channel * channel_stride + begin * frame_stride;
+    if (is_constant()) return (bools != nullptr ? is_open(bools[at]) : is_open(values[at])) ? all : 0;
+    if (bools != nullptr) return bits_of_bytes(bools + at, end - begin);
+    uint64_t open = 0;
+    for (int64_t t = 0; t < end - begin; ++t) open |= static_cast<uint64_t>(is_open(values[at + t])) << t;
+    return open;
+  }
+
+  // Closes frames of a row whose open frames `open` tells as bits, and multiplies by a gate that has values.
+  DYNCP_INLINE void apply_bits(int64_t channel, int64_t frame, int64_t count, uint64_t open, T* row) const {
+    if (values != nullptr) return apply(channel, frame, count, Openness::some, row);
+    if (open == lowest_bits(count)) return;
+    for (int64_t t = 0; t < count; t += kLanes<T>) {
+      store(row + t, keep_open<T>(open, t, load(row + t)));
+    }
   }
 
   bool is_open_at(int64_t channel, int64_t frame) const {
