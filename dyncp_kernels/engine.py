@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dyncp_kernels import _extension
+from dyncp_kernels._atomic import replacing
 from dyncp_kernels.nn import BlockGates, ChannelGate, ConvFSENet, InferenceConvFSENet, StaticGate, shift_for_budget
 from dyncp_kernels.nn.config import ConvFSENetConfig
 
@@ -90,9 +91,8 @@ def save_folded(model: ConvFSENet | InferenceConvFSENet, path: str | os.PathLike
     """
     path = Path(path)
     content = folded_bytes(model)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_bytes(content)
     return path
 
 
