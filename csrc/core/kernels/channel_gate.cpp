@@ -67,6 +67,10 @@ class Network {
         store(hidden_ + k * kTile + v * kLanes<T>, relu<T>(load(pooled + v * kLanes<T>) + broadcast(bias)));
       }
     }
+    if (call_.width == kHeldWidth && frames == kHeldVectors * kLanes<T>) {
+      decide_held(open + item * call_.gates * gate_frames + begin, gate_frames);
+      return;
+    }
     const RowBlocks blocks(call_.gates);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const int64_t first = blocks.begin(block);
@@ -75,8 +79,7 @@ class Network {
       product_block<T>(blocks.size(block), w, nullptr, call_.width, hidden_, vectors, sums_, kTile);
       for (int r = 0; r < blocks.size(block); ++r) {
         const int64_t gate = first + r;
-        const T bias = call_.b_expand == nullptr ? T(0) : weights(call_.b_expand)[gate];
-        const Vec<T> threshold = broadcast<T>(-(bias + static_cast<T>(call_.shift)));
+        const Vec<T> threshold = threshold_of(gate);
         const T* sums = sums_ + r * kTile;
         uint8_t* to = open + (item * call_.gates + gate) * gate_frames + begin;
         int64_t t = 0;
@@ -93,6 +96,41 @@ class Network {
  private:
   const T* weights(const void* p) const { return static_cast<const T*>(p); }
   T* row(int64_t item, int64_t k) const { return reduced_ + (item * call_.width + k) * width_; }
+  // score + bias + shift > 0 where the score is greater.
+  Vec<T> threshold_of(int64_t gate) const {
+    const T bias = call_.b_expand == nullptr ? T(0) : weights(call_.b_expand)[gate];
+    return broadcast<T>(-(bias + static_cast<T>(call_.shift)));
+  }
+
+  // The usual width of a gate network: so few values that a whole tile of them stays in registers.
+  static constexpr int kHeldWidth = 8;
+  static constexpr int kHeldVectors = kVectorRegisters == 32 ? 3 : 1;
+
+  // The decisions of a tile of kHeldVectors vectors: the same sums as those of the product, without memory in between.
+  void decide_held(uint8_t* open, int64_t gate_stride) const {
+    Vec<T> held[kHeldWidth][kHeldVectors];
+#pragma GCC unroll 8
+    for (int k = 0; k < kHeldWidth; ++k) {
+#pragma GCC unroll 3
+      for (int v = 0; v < kHeldVectors; ++v) held[k][v] = load(hidden_ + k * kTile + v * kLanes<T>);
+    }
+    for (int64_t gate = 0; gate < call_.gates; ++gate) {
+      const T* w = weights(call_.w_expand) + gate * kHeldWidth;
+      Vec<T> sums[kHeldVectors] = {};
+#pragma GCC unroll 8
+      for (int k = 0; k < kHeldWidth; ++k) {
+        const Vec<T> weight = broadcast(w[k]);
+#pragma GCC unroll 3
+        for (int v = 0; v < kHeldVectors; ++v) sums[v] = weight * held[k][v] + sums[v];
+      }
+      const Vec<T> threshold = threshold_of(gate);
+#pragma GCC unroll 3
+      for (int v = 0; v < kHeldVectors; ++v) {
+        store_greater<T>(open + gate * gate_stride + v * kLanes<T>, sums[v], threshold);
+      }
+    }
+  }
+
   bool is_windowed() const { return call_.pooling == Pooling::window || call_.pooling == Pooling::centred; }
 
   template <int kRows>

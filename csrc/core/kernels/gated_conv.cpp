@@ -45,8 +45,8 @@ class Tiles {
     sums_ = arena.take<T>(kBlockRows * kTile);
     history_ = arena.take<T>(call.hidden * past_);
     remembers_ = arena.take<uint8_t>(call.hidden);
-    open_ = arena.take<OpenChannel>(call.hidden);
-    sparse_ = arena.take<OpenChannel>(call.hidden);
+    open_ = arena.take<OpenChannel>(call.hidden + 1);
+    sparse_ = arena.take<OpenChannel>(call.hidden + 1);
     is_open_ = arena.take<uint8_t>(call.hidden);
     columns_ = arena.take<int64_t>(call.hidden);
     out_ = arena.take<OpenChannel>(call.out_channels);
@@ -74,6 +74,7 @@ class Tiles {
       const int64_t first = index % tiles * kTile;
       const bool continues = index > begin && first > 0;
       if (!continues) start(first);
+      is_first_ = index == begin;
       tile(first, first + kTile < call_.frames ? first + kTile : call_.frames);
     }
   }
@@ -103,6 +104,8 @@ class Tiles {
   }
 
   const T* weights(const void* p) const { return static_cast<const T*>(p); }
+  const T* w_in_row(int64_t i) const { return weights(call_.w_in) + open_[i].channel * call_.w_in_row_stride; }
+  const T* w_out_row(int64_t i) const { return weights(call_.w_out) + out_[i].channel * call_.w_out_row_stride; }
   ItemGate<T, Storage> hidden_gate() const { return {call_.hidden_gate, item_}; }
   ItemGate<T, Storage> out_gate() const { return {call_.out_gate, item_}; }
   const Storage* x_row(int64_t channel) const {
@@ -163,11 +166,12 @@ class Tiles {
     const int64_t outputs = adds_columns_ ? call_.out_channels : 0;
     const double whole =
         static_cast<double>(depth * padded<T>(window.fresh_frames()) + outputs * padded<T>(window.frames()));
-    double alone[kTile + 1];
+    double gain[kTile + 1] = {};
     int most = 0;  // frames at which a channel is computed alone
-    for (int n = 0; n <= kTile; ++n) {
-      alone[n] = (depth > 0 ? cost_of_dots(depth, n) : 0) + (outputs > 0 ? cost_of_column(outputs, n) : 0);
-      if (alone[n] < whole) most = n;
+    for (int n = 1; n <= kTile; ++n) {
+      const double alone = (depth > 0 ? cost_of_dots(depth, n) : 0) + (outputs > 0 ? cost_of_column(outputs, n) : 0);
+      gain[n] = whole - alone;
+      if (alone < whole) most = n;
     }
     if (call_.strategy == Strategy::tile) most = 0;
     if (call_.strategy == Strategy::frames) most = kTile;
@@ -175,15 +179,17 @@ class Tiles {
     double saving = -cost_of_transpose(depth + outputs, kTile);
     open_count_ = 0;
     int64_t sparse = 0;
+    // Without branches: nobody could foresee which way they go.
     const auto list = [&](int64_t channel, uint64_t u, uint64_t z) {
-      if ((u | z) == 0) return;
       const int in_u = __builtin_popcountll(u), in_z = __builtin_popcountll(z);
       const int n = in_u > in_z ? in_u : in_z;
       const bool is_sparse = n <= most;
-      (is_sparse ? sparse_[sparse] : open_[open_count_]) = {static_cast<int32_t>(channel), u, z};
-      sparse += is_sparse;
+      const OpenChannel open = {static_cast<int32_t>(channel), u, z};
+      sparse_[sparse] = open;
+      open_[open_count_] = open;
+      sparse += is_sparse && n != 0;
       open_count_ += !is_sparse;
-      if (is_sparse) saving += whole - alone[n];
+      saving += is_sparse ? gain[n] : 0;
     };
     if (gate.bools != nullptr && call_.right() == 0) {
       const uint8_t* bytes = gate.bools + window.begin;
@@ -242,15 +248,14 @@ class Tiles {
     }
     const auto gate = hidden_gate();
     if (call_.w_in != nullptr && i >= dense_count_) {
+      for (int64_t later = i + rows; is_first_ && later < open_count_ && later < i + 2 * rows; ++later) {
+        prefetch(w_in_row(later), call_.channels);
+      }
       for (int r = 0; r < rows; ++r) expand_frames(open_[i + r], begin, frames, fresh + r * row_width_);
       return;
     }
     const int vectors = whole_vectors<T>(frames);
-    if (call_.w_in != nullptr) {
-      const T* w[kBlockRows];
-      for (int r = 0; r < rows; ++r) w[r] = weights(call_.w_in) + open_[i + r].channel * call_.w_in_row_stride;
-      product_block<T>(rows, w, nullptr, call_.channels, x_tile_, vectors, fresh, row_width_);
-    }
+    if (call_.w_in != nullptr) multiply_in(i, rows, vectors);
     for (int r = 0; r < rows; ++r) {
       const OpenChannel& open = open_[i + r];
       T* u = fresh + r * row_width_;
@@ -267,6 +272,17 @@ class Tiles {
       }
       if (frames < kTile) __builtin_memset(u + frames, 0, (kTile - frames) * sizeof(T));
     }
+  }
+
+  // W_in x of the listed channels [i, i + rows), to the new part of u_rows_.
+  DYNCP_INLINE void multiply_in(int64_t i, int rows, int vectors) {
+    const T* w[kBlockRows];
+    for (int r = 0; r < rows; ++r) w[r] = w_in_row(i + r);
+    // In the first tile the weights come from far away.
+    for (int64_t later = i + rows; is_first_ && later < dense_count_ && later < i + 2 * rows; ++later) {
+      prefetch(w_in_row(later), call_.channels);
+    }
+    product_block<T>(rows, w, nullptr, call_.channels, x_tile_, vectors, u_rows_ + past_, row_width_);
   }
 
   // The same for one channel, at its open frames only.
@@ -357,7 +373,28 @@ class Tiles {
         remembers_[open.channel] = 1;
       }
     });
+    prefetch_next(window);
     project(begin, frames);
+  }
+
+  // Asks for what the tile behind this one will read first.
+  void prefetch_next(const Window& window) const {
+    const Window next = window_at(window.begin + kTile);
+    if (next.frames() == 0) return;
+    if (call_.w_in != nullptr) {
+      prefetch_tile(x_row(0) + next.fresh, call_.x_channel_stride, call_.channels, next.fresh_frames(), 0, 1);
+    }
+    const auto hidden = hidden_gate(), out = out_gate();
+    const auto gate = [&](const ItemGate<T, Storage>& g, int64_t rows, int64_t begin, int64_t count) {
+      if (!g.exists() || g.is_constant()) return;
+      if (g.bools != nullptr) {
+        prefetch_tile(g.bools + begin, g.channel_stride, rows, count, 0, 1);
+      } else {
+        prefetch_tile(g.values + begin, g.channel_stride, rows, count, 0, 1);
+      }
+    };
+    gate(hidden, call_.hidden, next.fresh, next.fresh_frames());
+    gate(out, call_.out_channels, next.begin, next.frames());
   }
 
   // Puts the past of u in front of the rows of a block.
@@ -400,11 +437,13 @@ class Tiles {
   void project(int64_t begin, int64_t frames) {
     // A frame at which no hidden channel is open skips the branch.
     const uint64_t all = lowest_bits(frames);
-    uint64_t branch = 0;
+    uint64_t branch = hidden_varies_ ? 0 : all;
     uint64_t closed = 0;
-    for (int64_t i = 0; i < open_count_; ++i) branch |= open_[i].frames;
     const int64_t shared = adds_columns_ ? dense_count_ : open_count_;
-    for (int64_t i = 0; i < shared; ++i) closed |= all & ~open_[i].frames;
+    if (hidden_varies_) {
+      for (int64_t i = 0; i < shared; ++i) closed |= all & ~open_[i].frames;
+      for (int64_t i = 0; i < open_count_; ++i) branch |= open_[i].frames;
+    }
     if (branch == 0) {
       for (int64_t row = 0; row < call_.out_channels; ++row) skip(row, begin, frames);
       return;
@@ -425,7 +464,14 @@ class Tiles {
       const T* w[kBlockRows];
       const int64_t first = blocks.begin(block);
       const int count = blocks.size(block);
-      for (int r = 0; r < count; ++r) w[r] = weights(call_.w_out) + out_[first + r].channel * call_.w_out_row_stride;
+      for (int r = 0; r < count; ++r) w[r] = w_out_row(first + r);
+      for (int64_t later = first + count; is_first_ && later < dense && later < first + 2 * count; ++later) {
+        if (columns == nullptr) {
+          prefetch(w_out_row(later), call_.hidden);
+        } else {
+          for (int64_t k = 0; k < shared; ++k) __builtin_prefetch(w_out_row(later) + columns[k]);
+        }
+      }
       if (shared > 0) {
         product_block<T>(count, w, columns, shared, z_, vectors, sums_, kTile);
         if (closed != 0) repair(w, count, columns, shared, frames);
@@ -597,6 +643,7 @@ class Tiles {
   const GatedConv& call_;
   Storage* y_;
   int64_t item_ = 0;
+  bool is_first_ = false;     // tile of this range
   bool hidden_varies_;        // in time
   bool adds_columns_;         // whether W_out may be applied frame by frame
   bool dots_outputs_;         // whether single outputs may be

@@ -20,4 +20,22 @@ DYNCP_INLINE void pack_tile(const Storage* source, int64_t row_stride, int64_t r
   }
 }
 
+// Asks for `count` values at p before they are needed.
+template <class Value>
+DYNCP_INLINE void prefetch(const Value* p, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(Value);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(p + i);
+  if (count > 0) __builtin_prefetch(p + count - 1);
+}
+
+// Asks for part `part` of `parts` of the rows that pack_tile will read.  Short pieces of many rows are no pattern that
+// the processor would foresee.
+template <class Storage>
+DYNCP_INLINE void prefetch_tile(const Storage* source, int64_t row_stride, int64_t rows, int64_t frames, int64_t part,
+                                int64_t parts) {
+  for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) {
+    prefetch(source + row * row_stride, frames);
+  }
+}
+
 }  // namespace dyncp::DYNCP_ISA

@@ -21,18 +21,38 @@ class Tiles {
 
   int64_t bytes() const { return bytes_; }
 
-  void run(int64_t index) {
+  void run(int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) tile(index, index + 1 < end, index == begin);
+  }
+
+ private:
+  const Storage* x_at(int64_t item, int64_t begin) const {
+    return static_cast<const Storage*>(call_.x) + item * call_.x_batch_stride + begin;
+  }
+  int64_t frames_from(int64_t begin) const { return call_.frames - begin < kTile ? call_.frames - begin : kTile; }
+
+  void tile(int64_t index, bool has_next, bool is_first) {
     const int64_t tiles = (call_.frames + kTile - 1) / kTile;
     const int64_t item = index / tiles;
     const int64_t begin = index % tiles * kTile;
-    const int64_t frames = call_.frames - begin < kTile ? call_.frames - begin : kTile;
-    const Storage* x = static_cast<const Storage*>(call_.x) + item * call_.x_batch_stride + begin;
-    pack_tile<T>(x, call_.x_channel_stride, call_.channels, frames, x_tile_);
+    const int64_t frames = frames_from(begin);
+    const int64_t next_begin = (index + 1) % tiles * kTile;
+    const Storage* next = has_next ? x_at((index + 1) / tiles, next_begin) : nullptr;
+    pack_tile<T>(x_at(item, begin), call_.x_channel_stride, call_.channels, frames, x_tile_);
     const RowBlocks blocks(call_.out_channels);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const int64_t first = blocks.begin(block);
       const T* w[kBlockRows];
-      for (int r = 0; r < blocks.size(block); ++r) w[r] = weights(call_.w) + (first + r) * call_.w_row_stride;
+      for (int r = 0; r < blocks.size(block); ++r) {
+        w[r] = weights(call_.w) + (first + r) * call_.w_row_stride;
+        const int64_t later = first + r + kBlockRows;
+        if (is_first && later < call_.out_channels) {
+          prefetch(weights(call_.w) + later * call_.w_row_stride, call_.channels);
+        }
+      }
+      if (has_next) {
+        prefetch_tile(next, call_.x_channel_stride, call_.channels, frames_from(next_begin), block, blocks.blocks);
+      }
       product_block<T>(blocks.size(block), w, nullptr, call_.channels, x_tile_, whole_vectors<T>(frames), sums_, kTile);
       for (int r = 0; r < blocks.size(block); ++r) {
         const T bias = call_.b == nullptr ? T(0) : weights(call_.b)[first + r];
@@ -41,7 +61,6 @@ class Tiles {
     }
   }
 
- private:
   const T* weights(const void* p) const { return static_cast<const T*>(p); }
 
   DYNCP_INLINE void write(const T* sums, T bias, int64_t frames, Storage* y) const {
@@ -79,8 +98,7 @@ int64_t scratch_bytes(const Pointwise& call) {
 void tiles(const Pointwise& call, void* y, int64_t begin, int64_t end, void* scratch) {
   with_storage(call.dtype, [&](auto storage) {
     using Storage = decltype(storage);
-    Tiles<typename ComputeOf<Storage>::type, Storage> all(call, y, Arena{static_cast<char*>(scratch)});
-    for (int64_t index = begin; index < end; ++index) all.run(index);
+    Tiles<typename ComputeOf<Storage>::type, Storage>(call, y, Arena{static_cast<char*>(scratch)}).run(begin, end);
   });
 }
 
