@@ -45,8 +45,8 @@ class Tiles {
     sums_ = arena.take<T>(kBlockRows * kTile);
     history_ = arena.take<T>(call.hidden * past_);
     remembers_ = arena.take<uint8_t>(call.hidden);
-    open_ = arena.take<OpenChannel>(call.hidden + 1);
-    sparse_ = arena.take<OpenChannel>(call.hidden + 1);
+    open_ = arena.take<OpenChannel>(call.hidden);
+    sparse_ = arena.take<OpenChannel>(call.hidden);
     is_open_ = arena.take<uint8_t>(call.hidden);
     columns_ = arena.take<int64_t>(call.hidden);
     out_ = arena.take<OpenChannel>(call.out_channels);
@@ -179,17 +179,16 @@ class Tiles {
     double saving = -cost_of_transpose(depth + outputs, kTile);
     open_count_ = 0;
     int64_t sparse = 0;
-    // Without branches: nobody could foresee which way they go.
     const auto list = [&](int64_t channel, uint64_t u, uint64_t z) {
+      if ((u | z) == 0) return;
       const int in_u = __builtin_popcountll(u), in_z = __builtin_popcountll(z);
       const int n = in_u > in_z ? in_u : in_z;
-      const bool is_sparse = n <= most;
-      const OpenChannel open = {static_cast<int32_t>(channel), u, z};
-      sparse_[sparse] = open;
-      open_[open_count_] = open;
-      sparse += is_sparse && n != 0;
-      open_count_ += !is_sparse;
-      saving += is_sparse ? gain[n] : 0;
+      if (n > most) {
+        open_[open_count_++] = {static_cast<int32_t>(channel), u, z};
+      } else {
+        sparse_[sparse++] = {static_cast<int32_t>(channel), u, z};
+        saving += gain[n];
+      }
     };
     if (gate.bools != nullptr && call_.right() == 0) {
       const uint8_t* bytes = gate.bools + window.begin;
@@ -384,17 +383,6 @@ class Tiles {
     if (call_.w_in != nullptr) {
       prefetch_tile(x_row(0) + next.fresh, call_.x_channel_stride, call_.channels, next.fresh_frames(), 0, 1);
     }
-    const auto hidden = hidden_gate(), out = out_gate();
-    const auto gate = [&](const ItemGate<T, Storage>& g, int64_t rows, int64_t begin, int64_t count) {
-      if (!g.exists() || g.is_constant()) return;
-      if (g.bools != nullptr) {
-        prefetch_tile(g.bools + begin, g.channel_stride, rows, count, 0, 1);
-      } else {
-        prefetch_tile(g.values + begin, g.channel_stride, rows, count, 0, 1);
-      }
-    };
-    gate(hidden, call_.hidden, next.fresh, next.fresh_frames());
-    gate(out, call_.out_channels, next.begin, next.frames());
   }
 
   // Puts the past of u in front of the rows of a block.
@@ -450,7 +438,7 @@ class Tiles {
     }
 
     const int64_t* columns = nullptr;
-    if (call_.hidden_gate.data != nullptr || call_.w_out_column_stride != 1) {
+    if (shared < call_.hidden || call_.w_out_column_stride != 1) {
       for (int64_t i = 0; i < shared; ++i) columns_[i] = open_[i].channel * call_.w_out_column_stride;
       columns = columns_;
     }
@@ -466,7 +454,7 @@ class Tiles {
       const int count = blocks.size(block);
       for (int r = 0; r < count; ++r) w[r] = w_out_row(first + r);
       for (int64_t later = first + count; is_first_ && later < dense && later < first + 2 * count; ++later) {
-        if (columns == nullptr) {
+        if (call_.w_out_column_stride == 1 && 4 * shared >= call_.hidden) {
           prefetch(w_out_row(later), call_.hidden);
         } else {
           for (int64_t k = 0; k < shared; ++k) __builtin_prefetch(w_out_row(later) + columns[k]);
@@ -586,7 +574,8 @@ class Tiles {
         if (sums[t] - sums[t] == T(0)) continue;
         T sum = 0;
         for (int64_t k = 0; k < depth; ++k) {
-          if ((open_[k].frames >> t & 1) != 0) sum = w[r][columns[k]] * z_[k * kTile + t] + sum;
+          if ((open_[k].frames >> t & 1) != 0)
+            sum = w[r][columns == nullptr ? k : columns[k]] * z_[k * kTile + t] + sum;
         }
         sums[t] = sum;
       }
