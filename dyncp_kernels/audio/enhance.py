@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from dyncp_kernels.audio import stft as transform
+from dyncp_kernels.nn.calibrate import shift_for_budget
 
 if TYPE_CHECKING:
     from dyncp_kernels.nn.block import BlockGates
 
 Samples = TypeVar("Samples", Tensor, "np.ndarray[Any, Any]")
 
-__all__ = ["budget_shift", "checked_samples", "enhance", "model_device"]
+__all__ = ["checked_samples", "enhance", "model_device"]
 
 
 @overload
@@ -50,20 +51,14 @@ def enhance(
         raise ValueError("enhance: model must be in eval mode (got training mode)")
     batch, restore = checked_samples(samples, "enhance")
     config: Any = model.config
-    shift = budget_shift(model, budget)
+    calibration: Any = model.calibration
+    shift = shift_for_budget(calibration, budget)
     with torch.no_grad():
         spectrum = transform.stft(batch.to(model_device(model)), config.n_fft, config.hop)
         features = transform.features(spectrum, config.compression)
         mask, gates = model(features, shift=shift, return_gates=True)
         enhanced = transform.istft(transform.apply_mask(spectrum, mask), batch.shape[-1], config.n_fft, config.hop)
     return (restore(enhanced), gates) if return_gates else restore(enhanced)
-
-
-def budget_shift(model: Any, budget: float | None) -> float:
-    """Shift of the gate scores that keeps the share ``budget`` of the channels; see ``nn.shift_for_budget``."""
-    from dyncp_kernels.nn.calibrate import shift_for_budget
-
-    return shift_for_budget(model.calibration, budget)
 
 
 def model_device(model: nn.Module) -> torch.device:

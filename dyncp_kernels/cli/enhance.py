@@ -26,10 +26,10 @@ def enhance(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from dyncp_kernels.audio.enhance import budget_shift
     from dyncp_kernels.audio.enhance_file import enhance_file
     from dyncp_kernels.audio.files import SUFFIXES, AudioFileError, find_audio
     from dyncp_kernels.cli.default_models import pruned_models
+    from dyncp_kernels.nn.calibrate import shift_for_budget
     from dyncp_kernels.nn.files import load
 
     def fail(message: object) -> None:
@@ -37,7 +37,7 @@ def enhance(
 
     try:
         network = load(model or pruned_models()[0]).fold()
-        budget_shift(network, budget)
+        shift_for_budget(network.calibration, budget)
         if stream:
             network.initial_state()
             torch.set_num_threads(1)  # one frame is too little work to share: waiting for each other costs more
