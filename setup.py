@@ -38,6 +38,8 @@ X86_SETS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
 }
+# Tile registers, on top of AVX-512; compilers know them since GCC 11 and Clang 12.
+X86_SETS["amx"] = [*X86_SETS["avx512"], "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"]
 INSTRUCTION_SETS = {
     "x86_64": X86_SETS,
     "amd64": X86_SETS,
@@ -57,6 +59,18 @@ def find_compiler() -> str | None:
     """The C++ compiler to use, or None when there is none."""
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     return next((name for name in candidates if shutil.which(shlex.split(name)[0])), None)
+
+
+def instruction_sets(compiler: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The sets that this compiler can build for this processor, each with its flags, and the flags of every source."""
+    sets = dict(INSTRUCTION_SETS.get(platform.machine().lower(), {"portable": []}))
+    if "amx" not in sets:
+        return sets, []
+    probe = [*compiler, *sets["amx"], "-E", "-x", "c++", os.devnull, "-o", os.devnull]
+    if subprocess.run(probe, capture_output=True).returncode == 0:
+        return sets, ["-DDYNCP_WITH_AMX"]
+    del sets["amx"]
+    return sets, []
 
 
 def reason_for_no_extension() -> str | None:
@@ -112,14 +126,14 @@ class BuildExtension(build_ext):
             build(shlex.split(compiler), torch_root, torch.__version__, Path(self.get_ext_fullpath(ext.name)))
 
     def _build(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
-        flags = [*COMMON_FLAGS, *self._standard_flag(compiler), f"-I{CSRC}"]
+        sets, set_flag = instruction_sets(compiler)
+        flags = [*COMMON_FLAGS, *self._standard_flag(compiler), *set_flag, f"-I{CSRC}"]
         flags += shlex.split(os.environ.get("DYNCP_CXXFLAGS", ""))
         torch_flags = [f"-isystem{torch_root / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
 
         jobs: list[tuple[Path, Path, list[str], str]] = []
         for source in sorted((CSRC / "core").glob("*.cpp")):
             jobs.append((source, OBJECTS / f"core.{source.stem}.o", flags, ""))
-        sets = INSTRUCTION_SETS.get(platform.machine().lower(), {"portable": []})
         for source in sorted((CSRC / "core" / "kernels").glob("*.cpp")):
             for name, set_flags in sets.items():
                 object_flags = [*flags, *set_flags, f"-DDYNCP_ISA={name}"]
@@ -221,14 +235,20 @@ class BuildExtension(build_ext):
         return [str(path.relative_to(ROOT)) for path in sorted(CSRC.rglob("*")) if path.is_file()]
 
 
-reason = reason_for_no_extension()
-if reason is None:
+def main() -> None:
+    """Build with the extension where that is possible, and say why where it is not."""
+    reason = reason_for_no_extension()
+    if reason is not None:
+        print(f"dyncp_kernels: installing without the native extension: {reason}.", file=sys.stderr, flush=True)
+        setup()
+        return
     names = ["dyncp_kernels._C", "dyncp_kernels._C_cuda"] if builds_cuda() else ["dyncp_kernels._C"]
     setup(
         ext_modules=[Extension(name, sources=[], py_limited_api=True) for name in names],
         cmdclass={"build_ext": BuildExtension},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )
-else:
-    print(f"dyncp_kernels: installing without the native extension: {reason}.", file=sys.stderr, flush=True)
-    setup()
+
+
+if __name__ == "__main__":
+    main()

@@ -53,7 +53,9 @@ def _call(name: str, *arguments: bytes) -> str:
 
 
 def instruction_set() -> str:
-    """Name of the instruction set that the kernels use: portable, avx2, avx512 or neon; "none" without the extension.
+    """Name of the instruction set that the kernels use; "none" without the extension.
+
+    One of portable, avx2, avx512, amx and neon.
 
     Raises:
         RuntimeError: the environment variable DYNCP_ISA names a set that this processor or build lacks.

@@ -5,10 +5,16 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace dyncp {
 namespace {
 
-constexpr Isa kAll[] = {Isa::portable, Isa::neon, Isa::avx2, Isa::avx512};  // narrowest first
+constexpr Isa kAll[] = {Isa::portable, Isa::neon, Isa::avx2, Isa::avx512, Isa::amx};  // narrowest first
 constexpr int kUndecided = -1;
 std::atomic<int> chosen{kUndecided};
 
@@ -23,15 +29,29 @@ bool isa_built(Isa isa) {
   }
 }
 
+// The tile registers: of the processor, and with the leave of the system, which Linux gives a process that asks.
+bool may_use_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+  unsigned a, b, c, d;
+  constexpr unsigned kVbmi = 1u << 1, kBfloat16 = 1u << 22, kTiles = 1u << 24;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  if ((c & kVbmi) == 0 || (d & kBfloat16) == 0 || (d & kTiles) == 0) return false;
+  constexpr long kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 bool processor_has(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::avx2) return avx2;
-  if (isa == Isa::avx512) {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  }
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (isa == Isa::avx512) return avx512;
+  if (isa == Isa::amx) return avx512 && may_use_tiles();
 #endif
   return isa == Isa::portable || isa == Isa::neon;
 }
@@ -54,6 +74,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::amx:
+      return "amx";
     case Isa::neon:
       return "neon";
     default:

@@ -14,7 +14,7 @@
 
 namespace dyncp {
 
-enum class Isa { portable, avx2, avx512, neon };
+enum class Isa { portable, avx2, avx512, amx, neon };
 
 const char* isa_name(Isa isa);
 
@@ -32,7 +32,11 @@ void set_active_isa(const char* name);
 
 }  // namespace dyncp
 
-#if defined(__x86_64__)
+// DYNCP_WITH_AMX says that the compiler knows the set; all sources of a build agree on it.
+#if defined(__x86_64__) && defined(DYNCP_WITH_AMX)
+#define DYNCP_FOR_EACH_ISA(APPLY, ...) \
+  APPLY(portable, __VA_ARGS__) APPLY(avx2, __VA_ARGS__) APPLY(avx512, __VA_ARGS__) APPLY(amx, __VA_ARGS__)
+#elif defined(__x86_64__)
 #define DYNCP_FOR_EACH_ISA(APPLY, ...) APPLY(portable, __VA_ARGS__) APPLY(avx2, __VA_ARGS__) APPLY(avx512, __VA_ARGS__)
 #elif defined(__aarch64__)
 #define DYNCP_FOR_EACH_ISA(APPLY, ...) APPLY(portable, __VA_ARGS__) APPLY(neon, __VA_ARGS__)

@@ -1,6 +1,6 @@
 """The core alone: compiled without torch and Python, run natively and as NEON code under emulation."""
 
-import platform
+import importlib.util
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -18,16 +18,19 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 CORE = ["isa", "json", "model_file", "dyncp", "stream_model", "stream_engine", "stream_calibration"]
 KERNELS = ["stream_step", "stream_transform"]
-X86_SETS = {
-    "portable": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
-}
 ARM_SETS = {"portable": [], "neon": []}
 FLAGS = ["-O2", "-std=gnu++17", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-ffp-contract=fast", "-fno-math-errno"]
 
 
-def build_core(folder: Path, compiler: str, sets: dict[str, list[str]]) -> list[str]:
+def native_sets() -> tuple[dict[str, list[str]], list[str]]:
+    """The instruction sets that the package's own build would hold, and the flags of every source."""
+    spec = importlib.util.spec_from_file_location("package_setup", ROOT / "setup.py")
+    package_setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package_setup)
+    return package_setup.instruction_sets(["g++"])
+
+
+def build_core(folder: Path, compiler: str, sets: dict[str, list[str]], common: list[str]) -> list[str]:
     """Object files of the core for one processor."""
     jobs = [([], CSRC / "core" / f"{name}.cpp", folder / f"{name}.o") for name in CORE]
     for name in KERNELS:
@@ -37,7 +40,7 @@ def build_core(folder: Path, compiler: str, sets: dict[str, list[str]]) -> list[
 
     def compile_one(job):
         flags, source, target = job
-        subprocess.run([compiler, *FLAGS, *flags, f"-I{CSRC}", "-c", source, "-o", target], check=True)
+        subprocess.run([compiler, *FLAGS, *common, *flags, f"-I{CSRC}", "-c", source, "-o", target], check=True)
         return str(target)
 
     with ThreadPoolExecutor(2) as pool:
@@ -48,8 +51,7 @@ def build_core(folder: Path, compiler: str, sets: dict[str, list[str]]) -> list[
 def native_core(tmp_path_factory):
     if shutil.which("g++") is None or shutil.which("gcc") is None:
         pytest.skip("gcc and g++ are needed to build the core")
-    sets = X86_SETS if platform.machine() == "x86_64" else ARM_SETS
-    return build_core(tmp_path_factory.mktemp("core"), "g++", sets)
+    return build_core(tmp_path_factory.mktemp("core"), "g++", *native_sets())
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_core_equals_plain_loops_as_neon_code(tmp_path):
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"NEON is tested with a cross compiler and an emulator (missing: {', '.join(missing)})")
-    objects = build_core(tmp_path, tools[0], ARM_SETS)
+    objects = build_core(tmp_path, tools[0], ARM_SETS, [])
     program = tmp_path / "self_test"
     source = Path(__file__).with_name("stream_self_test.cpp")
     subprocess.run([tools[0], *FLAGS, "-static", f"-I{CSRC}", source, *objects, "-o", program], check=True)
