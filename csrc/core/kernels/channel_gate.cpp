@@ -67,8 +67,9 @@ class Network {
         store(hidden_ + k * kTile + v * kLanes<T>, relu<T>(load(pooled + v * kLanes<T>) + broadcast(bias)));
       }
     }
-    if (call_.width == kHeldWidth && frames == kHeldVectors * kLanes<T>) {
-      decide_held(open + item * call_.gates * gate_frames + begin, gate_frames);
+    if (call_.width == kHeldWidth && frames == kTile && kTile % (kHeldVectors * kLanes<T>) == 0) {
+      uint8_t* to = open + item * call_.gates * gate_frames + begin;
+      for (int t = 0; t < kTile; t += kHeldVectors * kLanes<T>) decide_held(hidden_ + t, to + t, gate_frames);
       return;
     }
     const RowBlocks blocks(call_.gates);
@@ -102,17 +103,17 @@ class Network {
     return broadcast<T>(-(bias + static_cast<T>(call_.shift)));
   }
 
-  // The usual width of a gate network: so few values that a whole tile of them stays in registers.
+  // The usual width of a gate network: so few values that those of some frames stay in registers.
   static constexpr int kHeldWidth = 8;
-  static constexpr int kHeldVectors = kVectorRegisters == 32 ? 3 : 1;
+  static constexpr int kHeldVectors = kVectorRegisters == 32 ? kPanelVectors : 1;
 
-  // The decisions of a tile of kHeldVectors vectors: the same sums as those of the product, without memory in between.
-  void decide_held(uint8_t* open, int64_t gate_stride) const {
+  // The decisions of kHeldVectors vectors of frames: the same sums as those of the product, without memory in between.
+  void decide_held(const T* hidden, uint8_t* open, int64_t gate_stride) const {
     Vec<T> held[kHeldWidth][kHeldVectors];
 #pragma GCC unroll 8
     for (int k = 0; k < kHeldWidth; ++k) {
 #pragma GCC unroll 3
-      for (int v = 0; v < kHeldVectors; ++v) held[k][v] = load(hidden_ + k * kTile + v * kLanes<T>);
+      for (int v = 0; v < kHeldVectors; ++v) held[k][v] = load(hidden + k * kTile + v * kLanes<T>);
     }
     for (int64_t gate = 0; gate < call_.gates; ++gate) {
       const T* w = weights(call_.w_expand) + gate * kHeldWidth;

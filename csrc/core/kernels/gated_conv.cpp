@@ -2,13 +2,18 @@
 //
 // A tile takes the channels that are open at one of its frames and selects by the gate per frame.  Channels that are
 // open at many frames share dense products over the whole tile; those that are open at few are computed for these
-// frames alone, where that costs less.  Both ways depend on the gates of the tile only.  The past of u is carried from
-// tile to tile, or recomputed in the same way where a range of tiles begins, so results depend neither on the partition
-// of the work nor on the number of threads.
+// frames alone, where that costs less.  Where the processor has a matrix unit, all products are dense and run on it,
+// and the tiles of a group share their lists of channels, because weights must be split for the unit.  All of this
+// depends on the gates and the place of the tile only.  The past of u is carried from tile to tile, or recomputed in
+// the same way where a range of tiles begins, so results depend neither on the partition of the work nor on the number
+// of threads.
 #include "core/kernels/gated_conv.h"
+
+#include <type_traits>
 
 #include "core/kernels/frame_products.h"
 #include "core/kernels/gates.h"
+#include "core/kernels/matrix_unit.h"
 #include "core/kernels/offline_cost.h"
 #include "core/kernels/pack.h"
 #include "core/kernels/product.h"
@@ -28,21 +33,33 @@ DYNCP_INLINE int64_t padded(int64_t count) {
 // Room for the frames of a tile and a vector behind them.
 constexpr int kFrameList = kTile + 2 * kLanes<float>;
 
+// Stands where there is no matrix unit.
+struct NoUnit {
+  static constexpr int kBlock = 0;
+  NoUnit(Arena&, int64_t, int64_t) {}
+};
+
 template <class T, class Storage>
 class Tiles {
  public:
-  Tiles(const GatedConv& call, void* y, Arena arena) : call_(call), y_(static_cast<Storage*>(y)) {
+  Tiles(const GatedConv& call, void* y, Arena arena)
+      : call_(call),
+        y_(static_cast<Storage*>(y)),
+        uses_unit_(kHasMatrixUnit<T> && call.strategy != Strategy::frames && call.frames >= kLeastUnitFrames),
+        unit_in_(arena, uses_unit_ && call.w_in != nullptr ? call.hidden : 0, call.channels),
+        unit_out_(arena, uses_unit_ ? call.out_channels : 0, uses_unit_ ? call.hidden : 0) {
     past_ = padded<T>(call.reach());
     row_width_ = past_ + kTile;
     hidden_varies_ = call.hidden_gate.data != nullptr && call.hidden_gate.frame_stride != 0;
-    const bool out_varies = call.out_gate.data != nullptr && call.out_gate.frame_stride != 0;
+    out_varies_ = call.out_gate.data != nullptr && call.out_gate.frame_stride != 0;
     // Columns of w_out would be read for all outputs, so they are only used where no output is gated.
-    adds_columns_ = hidden_varies_ && call.out_gate.data == nullptr;
-    dots_outputs_ = out_varies && !hidden_varies_;
+    adds_columns_ = hidden_varies_ && call.out_gate.data == nullptr && !uses_unit_;
+    dots_outputs_ = out_varies_ && !hidden_varies_ && !uses_unit_;
+    convolves_in_registers_ = call.taps == 3 && call.causal && past_ == kLanes<T> && call.hidden_gate.is_bool;
     x_tile_ = arena.take<T>(call.channels * kTile);
     z_ = arena.take<T>(call.hidden * kTile);
-    u_rows_ = arena.take<T>(kBlockRows * row_width_);
-    sums_ = arena.take<T>(kBlockRows * kTile);
+    u_rows_ = arena.take<T>((uses_unit_ ? 2 : 1) * kMostRows * row_width_);
+    sums_ = arena.take<T>((uses_unit_ ? 2 : 1) * kMostRows * kTile);
     history_ = arena.take<T>(call.hidden * past_);
     remembers_ = arena.take<uint8_t>(call.hidden);
     open_ = arena.take<OpenChannel>(call.hidden);
@@ -61,6 +78,8 @@ class Tiles {
     has_column_ = arena.take<uint8_t>(adds_columns_ ? call.hidden : 0);
     y_frames_ = arena.take<T>(adds_columns_ ? kTile * y_width_ : 0);
     y_tile_ = arena.take<T>(adds_columns_ ? y_width_ * kTile : 0);
+    group_hidden_ = arena.take<int32_t>(uses_unit_ && hidden_varies_ ? call.hidden : 0);
+    group_out_ = arena.take<uint8_t>(uses_unit_ && out_varies_ ? call.out_channels : 0);
     bytes_ = arena.used;
   }
 
@@ -77,9 +96,22 @@ class Tiles {
       is_first_ = index == begin;
       tile(first, first + kTile < call_.frames ? first + kTile : call_.frames);
     }
+    if constexpr (kHasMatrixUnit<T>) UnitIn::finish();
   }
 
  private:
+  // On the matrix unit x and the weights have the pieces of their storage type, z has those of a float.
+  template <int kRowPieces, int kFramePieces>
+  using Unit = std::conditional_t<kHasMatrixUnit<T>, UnitProduct<T, kRowPieces, kFramePieces>, NoUnit>;
+  using UnitIn = Unit<kPiecesOf<Storage>, kPiecesOf<Storage>>;
+  using UnitOut = Unit<kPiecesOf<Storage>, kPiecesOf<float>>;
+
+  // Rows of one block of products.
+  static constexpr int kMostRows = UnitIn::kBlock > kBlockRows ? UnitIn::kBlock : kBlockRows;
+
+  // Frames of a group: splitting a row of weights costs as much as a quarter of its products with one tile.
+  static constexpr int64_t kGroup = 8 * kTile;
+
   // Columns of w_out that are added to all frames before the next ones are, so that they stay in the first-level cache.
   static constexpr int64_t kColumnsAtOnce = 64;
 
@@ -145,6 +177,7 @@ class Tiles {
   void list_channels(const Window& window) {
     const auto gate = hidden_gate();
     const uint64_t fresh = lowest_bits(window.fresh_frames()), frames = lowest_bits(window.frames());
+    if (uses_unit_ && hidden_varies_) return list_group_channels(window);
     if (!hidden_varies_) {
       if (listed_item_ != item_) {
         open_count_ = 0;
@@ -218,9 +251,59 @@ class Tiles {
     }
   }
 
+  // The same where the tiles of a group share their lists.
+  void list_group_channels(const Window& window) {
+    list_group(window.begin);
+    const auto gate = hidden_gate();
+    uint64_t any = 0;
+    for (int64_t i = 0; i < group_hidden_count_; ++i) {
+      const int32_t channel = group_hidden_[i];
+      const uint64_t z = gate.bits(channel, window.begin, window.end);
+      const uint64_t u = call_.right() == 0 ? z : gate.bits(channel, window.fresh, window.fresh_end);
+      any |= u | z;
+      open_[i] = {channel, u, z};
+    }
+    open_count_ = dense_count_ = any == 0 ? 0 : group_hidden_count_;
+  }
+
+  // Lists the channels and outputs that are open at some frame of the group that holds frame `begin`.
+  void list_group(int64_t begin) {
+    const int64_t first = begin / kGroup * kGroup;
+    if (listed_item_ == item_ && listed_group_ == first) return;
+    listed_item_ = item_;
+    listed_group_ = first;
+    const auto inside = [&](int64_t t) { return t < call_.frames ? t : call_.frames; };
+    const int64_t end = inside(first + kGroup), fresh_end = inside(first + kGroup + call_.right());
+    if (hidden_varies_) {
+      const auto gate = hidden_gate();
+      group_hidden_count_ = 0;
+      for (int64_t channel = 0; channel < call_.hidden; ++channel) {
+        if (!is_open_in(gate, channel, first, fresh_end)) continue;
+        group_hidden_[group_hidden_count_++] = static_cast<int32_t>(channel);
+      }
+    }
+    if (out_varies_) {
+      const auto gate = out_gate();
+      for (int64_t row = 0; row < call_.out_channels; ++row) group_out_[row] = is_open_in(gate, row, first, end);
+    }
+  }
+
+  static bool is_open_in(const ItemGate<T, Storage>& gate, int64_t channel, int64_t begin, int64_t end) {
+    for (; begin < end; begin += 64) {
+      if (gate.bits(channel, begin, begin + 64 < end ? begin + 64 : end) != 0) return true;
+    }
+    return false;
+  }
+
   // Calls body(first, rows) for blocks of the listed channels; no block holds both kinds.
   template <class Body>
   DYNCP_INLINE void for_each_block(Body body) {
+    if constexpr (kHasMatrixUnit<T>) {
+      if (uses_unit_ && call_.w_in != nullptr) {
+        for (int64_t block = 0; block < unit_in_.blocks(); ++block) body(unit_in_.begin(block), unit_in_.size(block));
+        return;
+      }
+    }
     const RowBlocks dense(dense_count_), sparse(open_count_ - dense_count_);
     for (int64_t block = 0; block < dense.blocks + sparse.blocks; ++block) {
       const bool is_dense = block < dense.blocks;
@@ -233,6 +316,16 @@ class Tiles {
   void pack_x(int64_t begin, int64_t count) {
     if (call_.w_in == nullptr) return;
     pack_tile<T>(x_row(0) + begin, call_.x_channel_stride, call_.channels, count, x_tile_);
+    if constexpr (kHasMatrixUnit<T>) {
+      if (uses_unit_) {
+        unit_in_.announce_frames(x_tile_, call_.channels, whole_vectors<T>(count));
+        unit_in_.set_frames();
+        unit_in_.set_rows(
+            weights(call_.w_in), [&](int64_t i) { return open_[i].channel * call_.w_in_row_stride; }, open_count_,
+            nullptr);
+        unit_in_.start();
+      }
+    }
     if (dense_count_ < open_count_) {
       transpose_tile<T>(x_tile_, kTile, call_.channels, padded<T>(count), x_frames_, x_width_);
     }
@@ -245,7 +338,6 @@ class Tiles {
       for (int r = 0; r < rows; ++r) __builtin_memset(fresh + r * row_width_, 0, kTile * sizeof(T));
       return;
     }
-    const auto gate = hidden_gate();
     if (call_.w_in != nullptr && i >= dense_count_) {
       for (int64_t later = i + rows; is_first_ && later < open_count_ && later < i + 2 * rows; ++later) {
         prefetch(w_in_row(later), call_.channels);
@@ -255,26 +347,34 @@ class Tiles {
     }
     const int vectors = whole_vectors<T>(frames);
     if (call_.w_in != nullptr) multiply_in(i, rows, vectors);
-    for (int r = 0; r < rows; ++r) {
-      const OpenChannel& open = open_[i + r];
-      T* u = fresh + r * row_width_;
-      if (call_.w_in == nullptr) {
-        const Storage* source = x_row(open.channel) + begin;
-        int64_t t = 0;
-        for (; t + kLanes<T> <= frames; t += kLanes<T>) store(u + t, load(source + t));
-        if (t < frames) store(u + t, load_first(source + t, frames - t));
-      } else {
-        activate(u, vectors, call_.b_in, open.channel, call_.slope_in, open.fresh);
-      }
-      if (call_.w_in == nullptr || gate.values != nullptr) {
-        gate.apply_bits(open.channel, begin, frames, open.fresh, u);
-      }
-      if (frames < kTile) __builtin_memset(u + frames, 0, (kTile - frames) * sizeof(T));
+    for (int r = 0; r < rows; ++r) finish_u(open_[i + r], begin, frames, fresh + r * row_width_);
+  }
+
+  // u of one channel at the new frames, from the product or from x; zero behind.
+  DYNCP_INLINE void finish_u(const OpenChannel& open, int64_t begin, int64_t frames, T* u) {
+    const auto gate = hidden_gate();
+    if (call_.w_in == nullptr) {
+      const Storage* source = x_row(open.channel) + begin;
+      int64_t t = 0;
+      for (; t + kLanes<T> <= frames; t += kLanes<T>) store(u + t, load(source + t));
+      if (t < frames) store(u + t, load_first(source + t, frames - t));
+    } else {
+      activate(u, whole_vectors<T>(frames), call_.b_in, open.channel, call_.slope_in, open.fresh);
     }
+    if (call_.w_in == nullptr || gate.values != nullptr) {
+      gate.apply_bits(open.channel, begin, frames, open.fresh, u);
+    }
+    if (frames < kTile) __builtin_memset(u + frames, 0, (kTile - frames) * sizeof(T));
   }
 
   // W_in x of the listed channels [i, i + rows), to the new part of u_rows_.
   DYNCP_INLINE void multiply_in(int64_t i, int rows, int vectors) {
+    if constexpr (kHasMatrixUnit<T>) {
+      if (uses_unit_) {
+        unit_in_.multiply(i, u_rows_ + past_, row_width_, [] {});
+        return;
+      }
+    }
     const T* w[kBlockRows];
     for (int r = 0; r < rows; ++r) w[r] = w_in_row(i + r);
     // In the first tile the weights come from far away.
@@ -303,24 +403,33 @@ class Tiles {
 
   // act(row + bias) at the open frames, zero at the others.
   DYNCP_INLINE void activate(T* row, int vectors, const void* bias, int64_t channel, const void* slope, uint64_t open) {
-    const Vec<T> b = broadcast(bias == nullptr ? T(0) : weights(bias)[channel]);
-    const bool has_slope = slope != nullptr;
-    const T s = has_slope ? *weights(slope) : T(0);
+    const Rectifier act(bias, channel, slope);
     for (int v = 0; v < vectors; ++v) {
-      const Vec<T> sum = load(row + v * kLanes<T>) + b;
-      store(row + v * kLanes<T>, keep_open<T>(open, v * kLanes<T>, has_slope ? prelu<T>(sum, s) : relu<T>(sum)));
+      store(row + v * kLanes<T>, keep_open<T>(open, v * kLanes<T>, act(load(row + v * kLanes<T>))));
     }
   }
+
+  // Adds the bias of a channel, then ReLU or PReLU.
+  struct Rectifier {
+    Rectifier(const void* biases, int64_t channel, const void* slopes)
+        : bias(broadcast(biases == nullptr ? T(0) : static_cast<const T*>(biases)[channel])),
+          has_slope(slopes != nullptr),
+          slope(has_slope ? *static_cast<const T*>(slopes) : T(0)) {}
+    DYNCP_INLINE Vec<T> operator()(Vec<T> sum) const {
+      sum += bias;
+      return has_slope ? prelu<T>(sum, slope) : relu<T>(sum);
+    }
+    Vec<T> bias;
+    bool has_slope;
+    T slope;
+  };
 
   // z = act(DW(u) + b) at the open frames of one row, zero at the others; values of the gate are not multiplied yet.
   DYNCP_INLINE void depthwise(const T* u, int64_t channel, int vectors, uint64_t open, T* z) {
     const T* w = weights(call_.w_dw) + channel * call_.taps;
-    const Vec<T> bias = broadcast(call_.b_dw == nullptr ? T(0) : weights(call_.b_dw)[channel]);
-    const bool has_slope = call_.slope_dw != nullptr;
-    const T slope = has_slope ? *weights(call_.slope_dw) : T(0);
+    const Rectifier act(call_.b_dw, channel, call_.slope_dw);
     const auto finish = [&](int v, Vec<T> sum) {
-      sum += bias;
-      store(z + v * kLanes<T>, keep_open<T>(open, v * kLanes<T>, has_slope ? prelu<T>(sum, slope) : relu<T>(sum)));
+      store(z + v * kLanes<T>, keep_open<T>(open, v * kLanes<T>, act(sum)));
     };
     if (call_.taps == 3) {
       const Vec<T> w0 = broadcast(w[0]);
@@ -343,7 +452,6 @@ class Tiles {
 
   void tile(int64_t begin, int64_t end) {
     const int64_t frames = end - begin;
-    const int vectors = whole_vectors<T>(frames);
     const Window window = window_at(begin);
     list_channels(window);
     forget_closed_rows();
@@ -353,25 +461,20 @@ class Tiles {
     }
     if (window.fresh_frames() > 0) pack_x(window.fresh, window.fresh_frames());
 
-    const auto gate = hidden_gate();
-    for_each_block([&](int64_t first, int rows) {
-      recall(first, rows);
-      expand(first, rows, window.fresh, window.fresh_frames());
-      for (int r = 0; r < rows; ++r) {
-        const OpenChannel& open = open_[first + r];
-        const T* u = u_rows_ + r * row_width_;
-        T* z = z_ + (first + r) * kTile;
-        if (open.frames != 0) {
-          depthwise(u + past_ - call_.reach(), open.channel, vectors, open.frames, z);
-          if (gate.values != nullptr) gate.apply_bits(open.channel, begin, frames, open.frames, z);
-        } else {
-          __builtin_memset(z, 0, vectors * kLanes<T> * sizeof(T));
-        }
-        T* past = history_ + open.channel * past_;
-        for (int64_t t = 0; t < past_; t += kLanes<T>) store(past + t, load(u + kTile + t));
-        remembers_[open.channel] = 1;
+    const bool on_unit = uses_unit_ && call_.w_in != nullptr && window.fresh_frames() > 0;
+    if constexpr (kHasMatrixUnit<T>) {
+      if (uses_unit_) unit_out_.announce_frames(z_, open_count_, whole_vectors<T>(frames));
+      if (on_unit) multiply_hidden(window);
+    }
+    if (!on_unit) {
+      for_each_block([&](int64_t first, int rows) {
+        expand(first, rows, window.fresh, window.fresh_frames());
+        for (int r = 0; r < rows; ++r) convolve(first + r, window, u_rows_ + r * row_width_);
+      });
+      if constexpr (kHasMatrixUnit<T>) {
+        if (uses_unit_) unit_out_.set_frames();
       }
-    });
+    }
     prefetch_next(window);
     project(begin, frames);
   }
@@ -385,15 +488,79 @@ class Tiles {
     }
   }
 
-  // Puts the past of u in front of the rows of a block.
-  void recall(int64_t first, int count) {
-    for (int r = 0; r < count; ++r) {
-      const int64_t channel = open_[first + r].channel;
-      const T* past = history_ + channel * past_;
-      T* u = u_rows_ + r * row_width_;
-      const bool remembers = remembers_[channel] != 0;
-      for (int64_t t = 0; t < past_; t += kLanes<T>) store(u + t, remembers ? load(past + t) : zero<T>());
+  // z of listed channel i from a row that holds the new frames of u; its past is put in front, and remembered.
+  DYNCP_INLINE void convolve(int64_t i, const Window& window, T* row) {
+    const OpenChannel& open = open_[i];
+    T* past = history_ + open.channel * past_;
+    const bool remembers = remembers_[open.channel] != 0;
+    for (int64_t t = 0; t < past_; t += kLanes<T>) store(row + t, remembers ? load(past + t) : zero<T>());
+    const int vectors = whole_vectors<T>(window.frames());
+    T* z = z_ + i * kTile;
+    if (open.frames != 0) {
+      const auto gate = hidden_gate();
+      depthwise(row + past_ - call_.reach(), open.channel, vectors, open.frames, z);
+      if (gate.values != nullptr) gate.apply_bits(open.channel, window.begin, window.frames(), open.frames, z);
+    } else {
+      __builtin_memset(z, 0, vectors * kLanes<T> * sizeof(T));
     }
+    for (int64_t t = 0; t < past_; t += kLanes<T>) store(past + t, load(row + kTile + t));
+    remembers_[open.channel] = 1;
+  }
+
+  // The first half of a tile: while the unit multiplies one block of rows, the block before it is finished.
+  void multiply_hidden(const Window& window) {
+    const int64_t blocks = unit_in_.blocks();
+    for (int64_t block = 0; block <= blocks; ++block) {
+      const int64_t before = block == 0 ? 0 : unit_in_.begin(block - 1);
+      const int64_t end = block == 0 ? 0 : before + unit_in_.size(block - 1);
+      T* const rows = u_rows_ + (block + 1) % 2 * kMostRows * row_width_;
+      int64_t next = before;
+      const auto finish_pairs = [&](int64_t count) {
+        for (; count > 0 && next < end; --count, next += 2) {
+          for (int64_t i = next; i < next + 2 && i < end; ++i) {
+            T* row = rows + (i - before) * row_width_;
+            if (convolves_in_registers_) {
+              convolve_in_registers(i, window, row + past_);
+            } else {
+              finish_u(open_[i], window.fresh, window.fresh_frames(), row + past_);
+              convolve(i, window, row);
+            }
+          }
+          unit_out_.set_frames_of(next);
+        }
+      };
+      if (block < blocks) {
+        const int64_t steps = unit_in_.steps_of_block();
+        const int64_t share = ((end - before + 1) / 2 + steps - 1) / steps;
+        T* const fresh = u_rows_ + block % 2 * kMostRows * row_width_ + past_;
+        unit_in_.multiply(unit_in_.begin(block), fresh, row_width_, [&] { finish_pairs(share); });
+      }
+      finish_pairs(kMostRows);
+    }
+  }
+
+  // What finish_u and convolve do for boolean gates, three taps and a reach of one vector, u staying in registers: a
+  // shifted load of what was just stored would have to wait until the unit is done.
+  DYNCP_INLINE void convolve_in_registers(int64_t i, const Window& window, const T* sums) {
+    const OpenChannel& open = open_[i];
+    const Rectifier in(call_.b_in, open.channel, call_.slope_in), dw(call_.b_dw, open.channel, call_.slope_dw);
+    const T* w = weights(call_.w_dw) + open.channel * 3;
+    const Vec<T> w0 = broadcast(w[0]), w1 = broadcast(w[1]), w2 = broadcast(w[2]);
+    T* past = history_ + open.channel * past_;
+    Vec<T> before = remembers_[open.channel] != 0 ? load(past) : zero<T>();
+    const int vectors = whole_vectors<T>(window.frames());
+    const int dilation = static_cast<int>(call_.dilation);
+    T* z = z_ + i * kTile;
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t t = v * kLanes<T>;
+      const Vec<T> u = keep_open<T>(open.fresh, t, in(load(sums + t)));
+      const Vec<T> near = delayed(before, u, dilation), far = delayed(before, u, 2 * dilation);
+      store(z + t, keep_open<T>(open.frames, t, dw(w2 * u + (w1 * near + (w0 * far + zero<T>())))));
+      before = u;
+    }
+    // A tile that is not whole is the last one.
+    store(past, before);
+    remembers_[open.channel] = 1;
   }
 
   // Rows that are closed during this tile: their new frames of u are zeros.
@@ -447,6 +614,9 @@ class Tiles {
 
     const int64_t dense = list_outputs(begin, frames, shared);
     const int vectors = whole_vectors<T>(frames);
+    if constexpr (kHasMatrixUnit<T>) {
+      if (uses_unit_) return project_on_unit(columns, shared, begin, frames, branch, closed);
+    }
     const RowBlocks blocks(dense);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const T* w[kBlockRows];
@@ -462,7 +632,7 @@ class Tiles {
       }
       if (shared > 0) {
         product_block<T>(count, w, columns, shared, z_, vectors, sums_, kTile);
-        if (closed != 0) repair(w, count, columns, shared, frames);
+        if (closed != 0) repair(w, count, columns, shared, frames, sums_);
       } else {
         __builtin_memset(sums_, 0, count * kTile * sizeof(T));
       }
@@ -475,6 +645,42 @@ class Tiles {
     if (dense < out_count_) project_frames(dense, columns, begin, frames, branch);
   }
 
+  // Listed outputs, all columns of which share products.
+  void project_on_unit(const int64_t* columns, int64_t depth, int64_t begin, int64_t frames, uint64_t branch,
+                       uint64_t closed) {
+    unit_out_.set_rows(
+        weights(call_.w_out), [&](int64_t i) { return out_[i].channel * call_.w_out_row_stride; }, out_count_, columns);
+    unit_out_.start();
+    const int64_t blocks = unit_out_.blocks();
+    for (int64_t block = 0; block <= blocks; ++block) {
+      const int64_t before = block == 0 ? 0 : unit_out_.begin(block - 1);
+      const int64_t end = block == 0 ? 0 : before + unit_out_.size(block - 1);
+      T* const rows = sums_ + (block + 1) % 2 * kMostRows * kTile;
+      int64_t next = before;
+      const auto write_rows = [&](int64_t count) {
+        for (; count > 0 && next < end; --count, ++next) {
+          const OpenChannel& out = out_[next];
+          if (out.frames == 0) {
+            skip(out.channel, begin, frames);
+          } else {
+            write(out.channel, begin, frames, rows + (next - before) * kTile, nullptr, out.frames & branch);
+          }
+        }
+      };
+      if (block < blocks) {
+        const int64_t first = unit_out_.begin(block);
+        const int64_t share = (end - before + unit_out_.steps_of_block() - 1) / unit_out_.steps_of_block();
+        T* const sums = sums_ + block % 2 * kMostRows * kTile;
+        if (!unit_out_.multiply(first, sums, kTile, [&] { write_rows(share); }) && closed != 0) {
+          const T* w[kMostRows];
+          for (int r = 0; r < unit_out_.size(block); ++r) w[r] = w_out_row(first + r);
+          repair(w, unit_out_.size(block), columns, depth, frames, sums);
+        }
+      }
+      write_rows(kMostRows);
+    }
+  }
+
   // Lists the open outputs in out_, first those that share products; writes the others.
   int64_t list_outputs(int64_t begin, int64_t frames, int64_t depth) {
     const auto gate = out_gate();
@@ -482,9 +688,11 @@ class Tiles {
     double saving = -cost_of_transpose(depth, kTile);
     int64_t dense = 0;
     int64_t sparse = 0;
+    const bool has_group = uses_unit_ && out_varies_;
+    if (has_group) list_group(begin);
     for (int64_t row = 0; row < call_.out_channels; ++row) {
       const uint64_t open = gate.bits(row, begin, begin + frames);
-      if (open == 0) {
+      if (has_group ? group_out_[row] == 0 : open == 0) {
         skip(row, begin, frames);
         continue;
       }
@@ -566,10 +774,11 @@ class Tiles {
 
   // The product multiplied the zeros of closed frames too, which is wrong only where a weight is not finite.  Such a
   // weight shows as a value that is not finite: sum those again, over the open channels of their frame.
-  DYNCP_INLINE void repair(const T* const* w, int count, const int64_t* columns, int64_t depth, int64_t frames) {
-    if (is_finite(count, frames)) return;
+  DYNCP_INLINE void repair(const T* const* w, int count, const int64_t* columns, int64_t depth, int64_t frames,
+                           T* rows) const {
+    if (is_finite(count, frames, rows)) return;
     for (int r = 0; r < count; ++r) {
-      T* sums = sums_ + r * kTile;
+      T* sums = rows + r * kTile;
       for (int64_t t = 0; t < frames; ++t) {
         if (sums[t] - sums[t] == T(0)) continue;
         T sum = 0;
@@ -582,11 +791,11 @@ class Tiles {
     }
   }
 
-  bool is_finite(int count, int64_t frames) const {
+  static bool is_finite(int count, int64_t frames, const T* rows) {
     Mask<T> wrong = {};
     for (int r = 0; r < count; ++r) {
       for (int v = 0; v < whole_vectors<T>(frames); ++v) {
-        const Vec<T> sums = load(sums_ + r * kTile + v * kLanes<T>);
+        const Vec<T> sums = load(rows + r * kTile + v * kLanes<T>);
         wrong |= (sums - sums) != zero<T>();
       }
     }
@@ -632,11 +841,17 @@ class Tiles {
   const GatedConv& call_;
   Storage* y_;
   int64_t item_ = 0;
-  bool is_first_ = false;     // tile of this range
-  bool hidden_varies_;        // in time
-  bool adds_columns_;         // whether W_out may be applied frame by frame
-  bool dots_outputs_;         // whether single outputs may be
-  int64_t listed_item_ = -1;  // whose open channels are listed already and stay, because its gate is constant
+  bool is_first_ = false;  // tile of this range
+  const bool uses_unit_;   // whether the products run on the matrix unit
+  UnitIn unit_in_;         // W_in x
+  UnitOut unit_out_;       // W_out z
+  bool hidden_varies_;     // in time
+  bool out_varies_;
+  bool adds_columns_;  // whether W_out may be applied frame by frame
+  bool dots_outputs_;  // whether single outputs may be
+  bool convolves_in_registers_;
+  int64_t listed_item_ = -1;   // whose open channels are listed already and stay: its gate is constant, or
+  int64_t listed_group_ = -1;  // they are those of the group that begins at this frame
   int64_t open_count_ = 0;
   int64_t dense_count_ = 0;
   int64_t out_count_ = 0;
@@ -645,8 +860,8 @@ class Tiles {
   int64_t x_width_, y_width_, z_width_;  // channels in whole vectors
   T* x_tile_;                            // [channels][kTile]
   T* z_;                                 // [open channels][kTile]
-  T* u_rows_;                            // [kBlockRows][past_ + kTile]
-  T* sums_;                              // [kBlockRows][kTile]
+  T* u_rows_;                            // [kMostRows][past_ + kTile], twice with a unit
+  T* sums_;                              // [kMostRows][kTile], likewise
   T* history_;                           // [hidden][past_]: u at the frames before the new ones
   uint8_t* remembers_;                   // per hidden channel: whether history_ holds anything but zeros
   OpenChannel* open_;                    // hidden channels of this tile, those that share products first
@@ -655,13 +870,16 @@ class Tiles {
   int64_t* columns_;                     // of the listed channels, in w_out
   OpenChannel* out_;                     // output channels of this tile
   OpenChannel* sparse_out_;
-  T* x_frames_;          // [kTile][x_width_]: x_tile_ transposed
-  T* z_frames_;          // [kTile][z_width_]: z_ transposed
-  T* weight_row_;        // a row of w_out at the listed channels
-  T* w_columns_;         // [hidden][y_width_]: columns of w_out
-  uint8_t* has_column_;  // which of them are there
-  T* y_frames_;          // [kTile][y_width_]
-  T* y_tile_;            // [y_width_][kTile]: y_frames_ transposed
+  T* x_frames_;            // [kTile][x_width_]: x_tile_ transposed
+  T* z_frames_;            // [kTile][z_width_]: z_ transposed
+  T* weight_row_;          // a row of w_out at the listed channels
+  T* w_columns_;           // [hidden][y_width_]: columns of w_out
+  uint8_t* has_column_;    // which of them are there
+  T* y_frames_;            // [kTile][y_width_]
+  T* y_tile_;              // [y_width_][kTile]: y_frames_ transposed
+  int32_t* group_hidden_;  // hidden channels of the group
+  int64_t group_hidden_count_ = 0;
+  uint8_t* group_out_;  // per output: whether it is one of the group
   int64_t bytes_;
 };
 

@@ -6,11 +6,15 @@
 namespace dyncp::DYNCP_ISA {
 
 // Frames of a tile; a multiple of the widest panel of every instruction set.
+#if defined(__AMX_BF16__)
+constexpr int kTile = 64;
+#else
 constexpr int kTile = 48;
+#endif
 
 // Accumulators take kBlockRows * kPanelVectors registers; the rest hold a panel row and a broadcast weight.
 constexpr int kBlockRows = kVectorRegisters == 32 ? 8 : 4;
-#if defined(__AVX2__) || defined(__aarch64__)
+#if (defined(__AVX2__) || defined(__aarch64__)) && !defined(__AMX_BF16__)
 constexpr int kPanelVectors = 3;
 #else
 constexpr int kPanelVectors = 2;
