@@ -13,7 +13,7 @@ from dyncp_kernels import ops
 RATIOS = {torch.float32: 1e-5, torch.float64: 1e-13, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SITES = ("hidden", "output", "both")
 STRATEGIES = ("automatic", "tile", "frames")
-FRAMES = (0, 1, 2, 15, 16, 17, 47, 48, 49, 100, 145)
+FRAMES = (0, 1, 2, 15, 16, 17, 47, 48, 49, 63, 64, 65, 100, 145)
 
 
 def run(block):

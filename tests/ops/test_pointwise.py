@@ -23,8 +23,8 @@ def tensors(batch=2, channels=19, out_channels=23, frames=101, dtype=torch.float
 def test_agrees_with_the_reference(data, assert_close, poisoned_empty, each_instruction_set):
     draw = data.draw
     dtype = draw(st.sampled_from(list(RATIOS)))
-    frames = draw(st.sampled_from((0, 1, 15, 16, 17, 47, 48, 49, 100, 145)))
-    x, w, b = tensors(draw(st.integers(0, 3)), draw(st.integers(1, 40)), draw(st.integers(0, 40)), frames, dtype)
+    frames = draw(st.sampled_from((0, 1, 15, 16, 17, 47, 48, 49, 63, 64, 65, 100, 145)))
+    x, w, b = tensors(draw(st.integers(0, 3)), draw(st.integers(1, 70)), draw(st.integers(0, 70)), frames, dtype)
     activation = draw(st.sampled_from(ACTIVATIONS))
     b = draw(st.sampled_from((b, None)))
     expected = ops.pointwise_reference(x, w, b, activation)

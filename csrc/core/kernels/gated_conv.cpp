@@ -9,8 +9,6 @@
 // of threads.
 #include "core/kernels/gated_conv.h"
 
-#include <type_traits>
-
 #include "core/kernels/frame_products.h"
 #include "core/kernels/gates.h"
 #include "core/kernels/matrix_unit.h"
@@ -33,12 +31,6 @@ DYNCP_INLINE int64_t padded(int64_t count) {
 // Room for the frames of a tile and a vector behind them.
 constexpr int kFrameList = kTile + 2 * kLanes<float>;
 
-// Stands where there is no matrix unit.
-struct NoUnit {
-  static constexpr int kBlock = 0;
-  NoUnit(Arena&, int64_t, int64_t) {}
-};
-
 template <class T, class Storage>
 class Tiles {
  public:
@@ -46,8 +38,11 @@ class Tiles {
       : call_(call),
         y_(static_cast<Storage*>(y)),
         uses_unit_(kHasMatrixUnit<T> && call.strategy != Strategy::frames && call.frames >= kLeastUnitFrames),
-        unit_in_(arena, uses_unit_ && call.w_in != nullptr ? call.hidden : 0, call.channels),
-        unit_out_(arena, uses_unit_ ? call.out_channels : 0, uses_unit_ ? call.hidden : 0) {
+        expands_on_unit_(uses_unit_ && call.w_in != nullptr),
+        x_split_(arena, expands_on_unit_ ? call.channels : 0),
+        z_split_(arena, uses_unit_ ? call.hidden : 0),
+        product_in_(arena, expands_on_unit_ ? call.hidden : 0, expands_on_unit_ ? call.channels : 0),
+        product_out_(arena, uses_unit_ ? call.out_channels : 0, uses_unit_ ? call.hidden : 0) {
     past_ = padded<T>(call.reach());
     row_width_ = past_ + kTile;
     hidden_varies_ = call.hidden_gate.data != nullptr && call.hidden_gate.frame_stride != 0;
@@ -94,20 +89,21 @@ class Tiles {
       const bool continues = index > begin && first > 0;
       if (!continues) start(first);
       is_first_ = index == begin;
+      has_next_ = index + 1 < end && first + kTile < call_.frames;
       tile(first, first + kTile < call_.frames ? first + kTile : call_.frames);
     }
-    if constexpr (kHasMatrixUnit<T>) UnitIn::finish();
+    if constexpr (kHasMatrixUnit<T>) ProductIn::release();
   }
 
  private:
   // On the matrix unit x and the weights have the pieces of their storage type, z has those of a float.
-  template <int kRowPieces, int kFramePieces>
-  using Unit = std::conditional_t<kHasMatrixUnit<T>, UnitProduct<T, kRowPieces, kFramePieces>, NoUnit>;
-  using UnitIn = Unit<kPiecesOf<Storage>, kPiecesOf<Storage>>;
-  using UnitOut = Unit<kPiecesOf<Storage>, kPiecesOf<float>>;
+  using XSplit = FramesOrNone<T, kPiecesOf<Storage>>;
+  using ZSplit = FramesOrNone<T, kPiecesOf<float>>;
+  using ProductIn = ProductOrNone<T, kPiecesOf<Storage>, kPiecesOf<Storage>>;
+  using ProductOut = ProductOrNone<T, kPiecesOf<Storage>, kPiecesOf<float>>;
 
   // Rows of one block of products.
-  static constexpr int kMostRows = UnitIn::kBlock > kBlockRows ? UnitIn::kBlock : kBlockRows;
+  static constexpr int kMostRows = ProductIn::kBlock > kBlockRows ? ProductIn::kBlock : kBlockRows;
 
   // Frames of a group: splitting a row of weights costs as much as a quarter of its products with one tile.
   static constexpr int64_t kGroup = 8 * kTile;
@@ -165,6 +161,16 @@ class Tiles {
                          count * sizeof(T));
         remembers_[channel] = 1;
       };
+      if constexpr (kHasMatrixUnit<T>) {
+        if (expands_on_unit_) {
+          set_rows_in();
+          product_in_.multiply(x_split_, u_rows_ + past_, row_width_, [&](int64_t i, T* sums) {
+            finish_u(open_[i], begin, count, sums);
+            remember(i, sums - past_);
+          });
+          continue;
+        }
+      }
       for_each_block([&](int64_t i, int rows) {
         expand(i, rows, begin, count);
         for (int r = 0; r < rows; ++r) remember(i + r, u_rows_ + r * row_width_);
@@ -298,12 +304,6 @@ class Tiles {
   // Calls body(first, rows) for blocks of the listed channels; no block holds both kinds.
   template <class Body>
   DYNCP_INLINE void for_each_block(Body body) {
-    if constexpr (kHasMatrixUnit<T>) {
-      if (uses_unit_ && call_.w_in != nullptr) {
-        for (int64_t block = 0; block < unit_in_.blocks(); ++block) body(unit_in_.begin(block), unit_in_.size(block));
-        return;
-      }
-    }
     const RowBlocks dense(dense_count_), sparse(open_count_ - dense_count_);
     for (int64_t block = 0; block < dense.blocks + sparse.blocks; ++block) {
       const bool is_dense = block < dense.blocks;
@@ -315,20 +315,27 @@ class Tiles {
 
   void pack_x(int64_t begin, int64_t count) {
     if (call_.w_in == nullptr) return;
-    pack_tile<T>(x_row(0) + begin, call_.x_channel_stride, call_.channels, count, x_tile_);
     if constexpr (kHasMatrixUnit<T>) {
-      if (uses_unit_) {
-        unit_in_.announce_frames(x_tile_, call_.channels, whole_vectors<T>(count));
-        unit_in_.set_frames();
-        unit_in_.set_rows(
-            weights(call_.w_in), [&](int64_t i) { return open_[i].channel * call_.w_in_row_stride; }, open_count_,
-            nullptr);
-        unit_in_.start();
+      if (expands_on_unit_) {
+        start_packing(begin, count, 1);
+        packing_.step();
+        return;
       }
     }
+    pack_tile<T>(x_row(0) + begin, call_.x_channel_stride, call_.channels, count, x_tile_);
     if (dense_count_ < open_count_) {
       transpose_tile<T>(x_tile_, kTile, call_.channels, padded<T>(count), x_frames_, x_width_);
     }
+  }
+
+  void start_packing(int64_t begin, int64_t count, int64_t steps) {
+    packing_.start(x_row(0) + begin, call_.x_channel_stride, call_.channels, count, steps, x_tile_, x_split_);
+  }
+
+  void set_rows_in() {
+    product_in_.set_rows(
+        weights(call_.w_in), [&](int64_t i) { return open_[i].channel * call_.w_in_row_stride; }, open_count_, nullptr,
+        call_.channels);
   }
 
   // u of the listed channels [i, i + rows) at frames [begin, begin + frames), to the new part of u_rows_; zero behind.
@@ -369,12 +376,6 @@ class Tiles {
 
   // W_in x of the listed channels [i, i + rows), to the new part of u_rows_.
   DYNCP_INLINE void multiply_in(int64_t i, int rows, int vectors) {
-    if constexpr (kHasMatrixUnit<T>) {
-      if (uses_unit_) {
-        unit_in_.multiply(i, u_rows_ + past_, row_width_, [] {});
-        return;
-      }
-    }
     const T* w[kBlockRows];
     for (int r = 0; r < rows; ++r) w[r] = w_in_row(i + r);
     // In the first tile the weights come from far away.
@@ -459,11 +460,13 @@ class Tiles {
       for (int64_t row = 0; row < call_.out_channels; ++row) skip(row, begin, frames);
       return;
     }
-    if (window.fresh_frames() > 0) pack_x(window.fresh, window.fresh_frames());
+    const bool has_fresh = window.fresh_frames() > 0;
+    if (has_fresh && !(is_packed_ && !is_first_)) pack_x(window.fresh, window.fresh_frames());
+    is_packed_ = false;
 
-    const bool on_unit = uses_unit_ && call_.w_in != nullptr && window.fresh_frames() > 0;
+    const bool on_unit = expands_on_unit_ && has_fresh;
     if constexpr (kHasMatrixUnit<T>) {
-      if (uses_unit_) unit_out_.announce_frames(z_, open_count_, whole_vectors<T>(frames));
+      if (uses_unit_) z_split_.announce(z_, open_count_, whole_vectors<T>(frames));
       if (on_unit) multiply_hidden(window);
     }
     if (!on_unit) {
@@ -472,20 +475,18 @@ class Tiles {
         for (int r = 0; r < rows; ++r) convolve(first + r, window, u_rows_ + r * row_width_);
       });
       if constexpr (kHasMatrixUnit<T>) {
-        if (uses_unit_) unit_out_.set_frames();
+        if (uses_unit_) z_split_.split_all();
       }
     }
-    prefetch_next(window);
+    if (!uses_unit_) prefetch_next(window);
     project(begin, frames);
   }
 
   // Asks for what the tile behind this one will read first.
   void prefetch_next(const Window& window) const {
     const Window next = window_at(window.begin + kTile);
-    if (next.frames() == 0) return;
-    if (call_.w_in != nullptr) {
-      prefetch_tile(x_row(0) + next.fresh, call_.x_channel_stride, call_.channels, next.fresh_frames(), 0, 1);
-    }
+    if (next.frames() == 0 || call_.w_in == nullptr) return;
+    prefetch_tile(x_row(0) + next.fresh, call_.x_channel_stride, call_.channels, next.fresh_frames(), 0, 1);
   }
 
   // z of listed channel i from a row that holds the new frames of u; its past is put in front, and remembered.
@@ -507,50 +508,31 @@ class Tiles {
     remembers_[open.channel] = 1;
   }
 
-  // The first half of a tile: while the unit multiplies one block of rows, the block before it is finished.
+  // The first half of a tile; z is split for the unit as soon as it is there.
   void multiply_hidden(const Window& window) {
-    const int64_t blocks = unit_in_.blocks();
-    for (int64_t block = 0; block <= blocks; ++block) {
-      const int64_t before = block == 0 ? 0 : unit_in_.begin(block - 1);
-      const int64_t end = block == 0 ? 0 : before + unit_in_.size(block - 1);
-      T* const rows = u_rows_ + (block + 1) % 2 * kMostRows * row_width_;
-      int64_t next = before;
-      const auto finish_pairs = [&](int64_t count) {
-        for (; count > 0 && next < end; --count, next += 2) {
-          for (int64_t i = next; i < next + 2 && i < end; ++i) {
-            T* row = rows + (i - before) * row_width_;
-            if (convolves_in_registers_) {
-              convolve_in_registers(i, window, row + past_);
-            } else {
-              finish_u(open_[i], window.fresh, window.fresh_frames(), row + past_);
-              convolve(i, window, row);
-            }
-          }
-          unit_out_.set_frames_of(next);
-        }
-      };
-      if (block < blocks) {
-        const int64_t steps = unit_in_.steps_of_block();
-        const int64_t share = ((end - before + 1) / 2 + steps - 1) / steps;
-        T* const fresh = u_rows_ + block % 2 * kMostRows * row_width_ + past_;
-        unit_in_.multiply(unit_in_.begin(block), fresh, row_width_, [&] { finish_pairs(share); });
+    set_rows_in();
+    product_in_.multiply(x_split_, u_rows_ + past_, row_width_, [&](int64_t i, T* sums) {
+      if (convolves_in_registers_) {
+        convolve_in_registers(i, window, sums);
+      } else {
+        finish_u(open_[i], window.fresh, window.fresh_frames(), sums);
+        convolve(i, window, sums - past_);
       }
-      finish_pairs(kMostRows);
-    }
+      if (i % 2 == 1 || i + 1 == open_count_) z_split_.split(i / 2 * 2);
+    });
   }
 
-  // What finish_u and convolve do for boolean gates, three taps and a reach of one vector, u staying in registers: a
-  // shifted load of what was just stored would have to wait until the unit is done.
+  // What finish_u and convolve do for boolean gates, three taps and a reach of at most one vector, u staying in
+  // registers: a shifted load of what was just stored would have to wait until the unit is done.
   DYNCP_INLINE void convolve_in_registers(int64_t i, const Window& window, const T* sums) {
     const OpenChannel& open = open_[i];
     const Rectifier in(call_.b_in, open.channel, call_.slope_in), dw(call_.b_dw, open.channel, call_.slope_dw);
     const T* w = weights(call_.w_dw) + open.channel * 3;
     const Vec<T> w0 = broadcast(w[0]), w1 = broadcast(w[1]), w2 = broadcast(w[2]);
+    const int vectors = whole_vectors<T>(window.frames()), dilation = static_cast<int>(call_.dilation);
     T* past = history_ + open.channel * past_;
-    Vec<T> before = remembers_[open.channel] != 0 ? load(past) : zero<T>();
-    const int vectors = whole_vectors<T>(window.frames());
-    const int dilation = static_cast<int>(call_.dilation);
     T* z = z_ + i * kTile;
+    Vec<T> before = remembers_[open.channel] != 0 ? load(past) : zero<T>();
     for (int v = 0; v < vectors; ++v) {
       const int64_t t = v * kLanes<T>;
       const Vec<T> u = keep_open<T>(open.fresh, t, in(load(sums + t)));
@@ -604,8 +586,10 @@ class Tiles {
       return;
     }
 
+    // All channels in one list are in their own order.
+    const bool in_order = shared == call_.hidden && dense_count_ == shared;
     const int64_t* columns = nullptr;
-    if (shared < call_.hidden || call_.w_out_column_stride != 1) {
+    if (!in_order || call_.w_out_column_stride != 1) {
       for (int64_t i = 0; i < shared; ++i) columns_[i] = open_[i].channel * call_.w_out_column_stride;
       columns = columns_;
     }
@@ -648,37 +632,27 @@ class Tiles {
   // Listed outputs, all columns of which share products.
   void project_on_unit(const int64_t* columns, int64_t depth, int64_t begin, int64_t frames, uint64_t branch,
                        uint64_t closed) {
-    unit_out_.set_rows(
-        weights(call_.w_out), [&](int64_t i) { return out_[i].channel * call_.w_out_row_stride; }, out_count_, columns);
-    unit_out_.start();
-    const int64_t blocks = unit_out_.blocks();
-    for (int64_t block = 0; block <= blocks; ++block) {
-      const int64_t before = block == 0 ? 0 : unit_out_.begin(block - 1);
-      const int64_t end = block == 0 ? 0 : before + unit_out_.size(block - 1);
-      T* const rows = sums_ + (block + 1) % 2 * kMostRows * kTile;
-      int64_t next = before;
-      const auto write_rows = [&](int64_t count) {
-        for (; count > 0 && next < end; --count, ++next) {
-          const OpenChannel& out = out_[next];
-          if (out.frames == 0) {
-            skip(out.channel, begin, frames);
-          } else {
-            write(out.channel, begin, frames, rows + (next - before) * kTile, nullptr, out.frames & branch);
-          }
-        }
-      };
-      if (block < blocks) {
-        const int64_t first = unit_out_.begin(block);
-        const int64_t share = (end - before + unit_out_.steps_of_block() - 1) / unit_out_.steps_of_block();
-        T* const sums = sums_ + block % 2 * kMostRows * kTile;
-        if (!unit_out_.multiply(first, sums, kTile, [&] { write_rows(share); }) && closed != 0) {
-          const T* w[kMostRows];
-          for (int r = 0; r < unit_out_.size(block); ++r) w[r] = w_out_row(first + r);
-          repair(w, unit_out_.size(block), columns, depth, frames, sums);
-        }
+    product_out_.set_rows(
+        weights(call_.w_out), [&](int64_t i) { return out_[i].channel * call_.w_out_row_stride; }, out_count_, columns,
+        depth);
+    // The next tile's x is packed meanwhile.
+    const Window next = window_at(begin + kTile);
+    const bool packs_next = expands_on_unit_ && has_next_ && next.fresh_frames() > 0;
+    if (packs_next) start_packing(next.fresh, next.fresh_frames(), out_count_);
+    const auto write_row = [&](int64_t i, T* sums) {
+      if (packs_next) packing_.step();
+      const OpenChannel& out = out_[i];
+      if (out.frames == 0) {
+        skip(out.channel, begin, frames);
+      } else {
+        write(out.channel, begin, frames, sums, nullptr, out.frames & branch);
       }
-      write_rows(kMostRows);
-    }
+    };
+    product_out_.multiply(z_split_, sums_, kTile, write_row, [&](int64_t i, T* sums) {
+      const T* w = w_out_row(i);
+      if (closed != 0) repair(&w, 1, columns, depth, frames, sums);
+    });
+    is_packed_ = packs_next && out_count_ > 0;
   }
 
   // Lists the open outputs in out_, first those that share products; writes the others.
@@ -841,11 +815,17 @@ class Tiles {
   const GatedConv& call_;
   Storage* y_;
   int64_t item_ = 0;
-  bool is_first_ = false;  // tile of this range
-  const bool uses_unit_;   // whether the products run on the matrix unit
-  UnitIn unit_in_;         // W_in x
-  UnitOut unit_out_;       // W_out z
-  bool hidden_varies_;     // in time
+  bool is_first_ = false;   // tile of this range
+  bool has_next_ = false;   // whether this range goes on with the next tile of the item
+  bool is_packed_ = false;  // whether x of this tile is packed already
+  const bool uses_unit_;    // whether the products run on the matrix unit
+  const bool expands_on_unit_;
+  XSplit x_split_;
+  PackingOrNone<T, Storage> packing_;
+  ZSplit z_split_;
+  ProductIn product_in_;
+  ProductOut product_out_;
+  bool hidden_varies_;  // in time
   bool out_varies_;
   bool adds_columns_;  // whether W_out may be applied frame by frame
   bool dots_outputs_;  // whether single outputs may be

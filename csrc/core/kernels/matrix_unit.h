@@ -2,13 +2,16 @@
 //
 // The unit multiplies bfloat16 numbers and adds in float.  A float is the sum of three bfloat16 numbers, its pieces:
 // the leading 8 bits, the next 8 and the last 8.  Of the nine products of two such sums the six that matter are taken;
-// what is left out is below 2^-24 of the product, the rounding of float itself.  Numbers below 2^-110 lose their last
-// pieces, because the unit takes denormals as zeros.  A float beyond the largest bfloat16, an infinity or a NaN makes
-// the result NaN, so callers look for results that are not finite and compute these again.
+// what is left out is at most 2^-22 of the product and 2^-25 on average, like the rounding of float itself.  Numbers
+// below 2^-110 lose their last pieces, because the unit takes denormals as zeros.  An infinity has a NaN for a second
+// piece, so results that are not finite are computed again without the unit.
 //
 // Weights and frames of 16 bits have fewer pieces than three.
 #pragma once
 
+#include <type_traits>
+
+#include "core/kernels/pack.h"
 #include "core/kernels/product.h"
 #include "core/kernels/storage.h"
 #include "core/simd.h"
@@ -29,9 +32,26 @@ constexpr int kPiecesOf<Half> = 2;
 template <>
 constexpr int kPiecesOf<BFloat16> = 1;
 
-// Rows of a weight matrix times tiles of frames, see below; exists where the unit does.
-template <class T, int kRowPieces, int kFramePieces>
+// A tile of frames, and rows of a weight matrix times such tiles, see below; they exist where the unit does.
+template <int kPieces>
+class UnitFrames;
+template <class Storage, int kPieces>
+class UnitPacking;
+template <int kRowPieces, int kFramePieces>
 class UnitProduct;
+
+// Stands where there is no unit.
+struct NoUnit {
+  static constexpr int kBlock = 0;
+  explicit NoUnit(Arena&, int64_t = 0, int64_t = 0) {}
+};
+struct NoPacking {};
+template <class T, int kPieces>
+using FramesOrNone = std::conditional_t<kHasMatrixUnit<T>, UnitFrames<kPieces>, NoUnit>;
+template <class T, class Storage>
+using PackingOrNone = std::conditional_t<kHasMatrixUnit<T>, UnitPacking<Storage, kPiecesOf<Storage>>, NoPacking>;
+template <class T, int kRowPieces, int kFramePieces>
+using ProductOrNone = std::conditional_t<kHasMatrixUnit<T>, UnitProduct<kRowPieces, kFramePieces>, NoUnit>;
 
 #if defined(__AMX_BF16__)
 
@@ -59,9 +79,8 @@ struct UnitRows {
 
 using Words = VectorOf<uint32_t, 16>::type;
 
-// Rounds to the leading 16 bits; the other bits are left over.
-DYNCP_INLINE Words rounded_to_piece(Vec<float> v) { return bits_as<Words>(v) + 0x8000; }
-DYNCP_INLINE Vec<float> rest_of(Vec<float> v, Words rounded) { return v - bits_as<Vec<float>>(rounded & 0xffff0000); }
+// What is left of values when their leading piece, the upper half of their bits, is taken.
+DYNCP_INLINE Vec<float> rest_of(Vec<float> v) { return v - bits_as<Vec<float>>(bits_as<Words>(v) & 0xffff0000); }
 
 // Lane i of the result is lane i - count of `now`, or the lane of `before` that comes before it; count <= 16.
 DYNCP_INLINE Vec<float> delayed(Vec<float> before, Vec<float> now, int count) {
@@ -73,26 +92,17 @@ DYNCP_INLINE Vec<float> delayed(Vec<float> before, Vec<float> now, int count) {
 // [channel][kTile] of floats to [pair of frame units][step][piece][frame unit][pair of channels][frame][channel of the
 // pair], in the order in which they are read: tiles of one pair of units share no set of the first-level cache.
 template <int kPieces>
-DYNCP_INLINE void split_pair(const float* values, int64_t depth, int vectors, int64_t pair, uint16_t* to) {
-  const int64_t steps = unit_steps(depth);
-  const float* first = values + 2 * pair * kTile;
-  for (int v = 0; v < vectors; ++v) {
-    uint16_t* at = to + ((v / 2 * steps + pair / 16) * kPieces * 2 + v % 2) * kUnitElements + pair % 16 * 32;
-    Vec<float> a = 2 * pair < depth ? load(first + v * kUnitFrames) : zero<float>();
-    Vec<float> b = 2 * pair + 1 < depth ? load(first + kTile + v * kUnitFrames) : zero<float>();
+DYNCP_INLINE void split_pair(const float* values, int64_t depth, int64_t pair, int v, uint16_t* to) {
+  uint16_t* at = to + ((v / 2 * unit_steps(depth) + pair / 16) * kPieces * 2 + v % 2) * kUnitElements + pair % 16 * 32;
+  const float* first = values + 2 * pair * kTile + v * kUnitFrames;
+  Vec<float> a = 2 * pair < depth ? load(first) : zero<float>();
+  Vec<float> b = 2 * pair + 1 < depth ? load(first + kTile) : zero<float>();
 #pragma GCC unroll 3
-    for (int piece = 0; piece < kPieces; ++piece) {
-      // What is left for the last piece fits into it.
-      const bool is_exact = piece == kPieces - 1;
-      const Words x = is_exact ? bits_as<Words>(a) : rounded_to_piece(a);
-      const Words y = is_exact ? bits_as<Words>(b) : rounded_to_piece(b);
-      const Words both = (x >> 16) | (y & 0xffff0000);
-      __builtin_memcpy(at + piece * 2 * kUnitElements, &both, sizeof(both));
-      if (!is_exact) {
-        a = rest_of(a, x);
-        b = rest_of(b, y);
-      }
-    }
+  for (int piece = 0; piece < kPieces; ++piece) {
+    const Words both = (bits_as<Words>(a) >> 16) | (bits_as<Words>(b) & 0xffff0000);
+    __builtin_memcpy(at + piece * 2 * kUnitElements, &both, sizeof(both));
+    a = rest_of(a);
+    b = rest_of(b);
   }
 }
 
@@ -110,9 +120,16 @@ DYNCP_INLINE Vec<float> load_row(const float* row, const int64_t* columns, int64
     if (k + 16 <= depth) return load(row + k);
     return k < depth ? load_first(row + k, depth - k) : zero<float>();
   }
-  float listed[16] = {};
-  for (int64_t i = 0; i < 16 && k + i < depth; ++i) listed[i] = row[columns[k + i]];
-  return load(listed);
+  const int64_t left = depth - k;
+  if (left <= 0) return zero<float>();
+  const uint32_t wanted = left >= 16 ? 0xffff : (1u << left) - 1;
+  const __mmask8 low = static_cast<__mmask8>(wanted), high = static_cast<__mmask8>(wanted >> 8);
+  const __m512i first = _mm512_maskz_loadu_epi64(low, columns + k);
+  const __m512i second = _mm512_maskz_loadu_epi64(high, columns + k + 8);
+  const __m256 nothing = _mm256_setzero_ps();
+  const __m256 a = _mm512_mask_i64gather_ps(nothing, low, first, row, sizeof(float));
+  const __m256 b = _mm512_mask_i64gather_ps(nothing, high, second, row, sizeof(float));
+  return bits_as<Vec<float>>(_mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1));
 }
 
 // `row_of(i)` is row i; column(k) is columns[k], or k without a list.  To [tile][step][piece][row][column].
@@ -131,14 +148,9 @@ DYNCP_INLINE void split_rows(RowOf row_of, int64_t count, const int64_t* columns
       }
 #pragma GCC unroll 3
       for (int piece = 0; piece < kPieces; ++piece) {
-        const bool is_exact = piece == kPieces - 1;
-        const Words x = is_exact ? bits_as<Words>(a) : rounded_to_piece(a);
-        const Words y = is_exact ? bits_as<Words>(b) : rounded_to_piece(b);
-        store_upper_halves(at + piece * kUnitElements, x, y);
-        if (!is_exact) {
-          a = rest_of(a, x);
-          b = rest_of(b, y);
-        }
+        store_upper_halves(at + piece * kUnitElements, bits_as<Words>(a), bits_as<Words>(b));
+        a = rest_of(a);
+        b = rest_of(b);
       }
     }
   }
@@ -206,8 +218,8 @@ DYNCP_INLINE void multiply_units(const uint16_t* rows, int64_t row_tile, const u
       if (kFrameTiles == 2) _tile_dpbf16ps(1, 4, 7);
       if (kRowTiles == 2) _tile_dpbf16ps(2, 5, 6);
       if (kRowTiles == 2 && kFrameTiles == 2) _tile_dpbf16ps(3, 5, 7);
+      meanwhile();
     }
-    meanwhile();
   }
   const int64_t stride = out_stride * static_cast<int64_t>(sizeof(float));
   float* second = out + rows_of_tile * out_stride;
@@ -217,127 +229,156 @@ DYNCP_INLINE void multiply_units(const uint16_t* rows, int64_t row_tile, const u
   if (kRowTiles == 2 && kFrameTiles == 2) _tile_stored(3, second + kUnitFrames, stride);
 }
 
-// Whether all sums of some rows are finite.
-DYNCP_INLINE bool sums_are_finite(const float* sums, int64_t stride, int64_t rows, int vectors) {
-  Vec<float> nothing = zero<float>();
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int v = 0; v < vectors; ++v) nothing += load(sums + r * stride + v * kLanes<float>) * 0.0f;
-  }
-  return sum_of_lanes<float>(nothing) == 0.0f;
-}
-
-// Computes the sums of one row that are not finite again, as products of floats.
-inline void heal_sums(const float* row, const int64_t* columns, int64_t depth, const float* values, int vectors,
-                      float* sums) {
-  float again[kTile];
-  product_block<float>(1, &row, columns, depth, values, vectors, again, kTile);
+// Whether all sums of a row are finite.
+DYNCP_INLINE bool sums_are_finite(const float* sums, int vectors) {
+  constexpr int kNanOrInfinite = 0x99;
+  unsigned found = 0;
   for (int v = 0; v < vectors; ++v) {
-    const Vec<float> sum = load(sums + v * kLanes<float>);
-    store(sums + v * kLanes<float>, select(sum - sum == zero<float>(), sum, load(again + v * kLanes<float>)));
+    found |= _mm512_fpclass_ps_mask(bits_as<__m512>(load(sums + v * kUnitFrames)), kNanOrInfinite);
   }
+  return found == 0;
 }
 
-// Some rows of a weight matrix, at all or some columns, times tiles of frames.  Rows come in blocks, which are
-// multiplied one after another.  A sum depends on its row, its frame and the columns only.
-template <int kRowPieces, int kFramePieces>
-class UnitProduct<float, kRowPieces, kFramePieces> {
+// A tile of frames, split: values[k][kTile] of channel k < depth, of which some vectors count.
+template <int kPieces>
+class UnitFrames {
  public:
-  // Rows that one block of products writes, at most.
+  UnitFrames(Arena& arena, int64_t most_depth) {
+    split_ = arena.take<uint16_t>(unit_steps(most_depth) * kPieces * kFrameUnits * kUnitElements);
+  }
+
+  // What is to be split, by split_all or, as soon as the values of channels k and k + 1 are there, by split(k) for
+  // every even k.
+  void announce(const float* new_values, int64_t new_depth, int new_vectors) {
+    values = new_values;
+    depth = new_depth;
+    vectors = new_vectors;
+    for (int64_t k = (depth + 1) / 2 * 2; k < unit_steps(depth) * kUnitDepth; k += 2) split(k);
+  }
+  DYNCP_INLINE void split(int64_t k) {
+    for (int v = 0; v < vectors; ++v) split_pair<kPieces>(values, depth, k / 2, v, split_);
+  }
+  void split_all() {
+    for (int64_t k = 0; k < depth; k += 2) split(k);
+  }
+
+  // Vectors v and v + 1, v even.
+  const uint16_t* at(int v) const { return split_ + v * unit_steps(depth) * kPieces * kUnitElements; }
+
+  const float* values = nullptr;
+  int64_t depth = 0;
+  int vectors = 0;
+
+ private:
+  uint16_t* split_;
+};
+
+// Packs rows of frames into a tile and splits it, all at once or in parts beside other work.
+template <class Storage, int kPieces>
+class UnitPacking {
+ public:
+  // `rows` rows of `frames` values, row_stride apart.  step() will be called `steps` times.
+  void start(const Storage* source, int64_t row_stride, int64_t rows, int64_t frames, int64_t steps, float* tile,
+             UnitFrames<kPieces>& split) {
+    split.announce(tile, rows, whole_vectors<float>(frames));
+    source_ = source;
+    row_stride_ = row_stride;
+    rows_ = rows;
+    frames_ = frames;
+    tile_ = tile;
+    split_ = &split;
+    pairs_ = (rows + 1) / 2;
+    steps_ = steps;
+    due_ = k_ = 0;
+  }
+
+  DYNCP_INLINE void step() {
+    for (due_ += pairs_; due_ >= steps_; due_ -= steps_, k_ += 2) {
+      pack_tile<float>(source_ + k_ * row_stride_, row_stride_, k_ + 1 < rows_ ? 2 : 1, frames_, tile_ + k_ * kTile);
+      split_->split(k_);
+    }
+  }
+
+ private:
+  const Storage* source_;
+  int64_t row_stride_, rows_, frames_, pairs_, steps_, due_, k_;
+  float* tile_;
+  UnitFrames<kPieces>* split_;
+};
+
+// Some rows of a weight matrix, at all or some columns, times tiles of frames.  Rows are multiplied in blocks.  A sum
+// depends on its row, its frame and the columns only.
+template <int kRowPieces, int kFramePieces>
+class UnitProduct {
+ public:
+  // Rows of a block, at most.
   static constexpr int kBlock = 2 * kUnitRows;
+  static constexpr int kProducts = PieceProducts<kRowPieces, kFramePieces>().count;
+  using Frames = UnitFrames<kFramePieces>;
 
   UnitProduct(Arena& arena, int64_t most_rows, int64_t most_depth) {
     const int64_t steps = unit_steps(most_depth), tiles = (most_rows + kUnitRows - 1) / kUnitRows;
     rows_ = arena.take<uint16_t>(tiles * steps * kRowPieces * kUnitElements);
-    frames_ = arena.take<uint16_t>(steps * kFramePieces * kFrameUnits * kUnitElements);
     offsets_ = arena.take<int64_t>(most_rows);
     columns_ = arena.take<int64_t>(most_depth);
   }
 
-  // The frames: values[k][kTile] of column k < depth, of which some vectors count.  Split by set_frames, or by
-  // set_frames_of(k), which takes columns k and k + 1, for every even k, as soon as these values are there.
-  void announce_frames(const float* values, int64_t depth, int vectors) {
-    values_ = values;
-    depth_ = depth;
-    vectors_ = vectors;
-    for (int64_t pair = (depth + 1) / 2; pair < unit_steps(depth) * kUnitDepth / 2; ++pair) set_frames_of(2 * pair);
-  }
-  DYNCP_INLINE void set_frames_of(int64_t k) { split_pair<kFramePieces>(values_, depth_, vectors_, k / 2, frames_); }
-  void set_frames() {
-    for (int64_t k = 0; k < depth_; k += 2) set_frames_of(k);
-  }
-
-  // The rows, for the announced depth.  Row i lies at w + offset_of(i); column k is columns[k], or k where columns is
-  // null.  Rows that are set already are not split again.
+  // Row i lies at w + offset_of(i); column k < depth is columns[k], or k where columns is null.  Rows that are set
+  // already are not split again.
   template <class OffsetOf>
-  void set_rows(const float* w, OffsetOf offset_of, int64_t count, const int64_t* columns) {
-    bool is_new = w != w_ || count != count_ || depth_ != row_depth_ || (columns != nullptr) != has_columns_;
+  void set_rows(const float* w, OffsetOf offset_of, int64_t count, const int64_t* columns, int64_t depth) {
+    bool is_new = w != w_ || count != count_ || depth != depth_ || (columns != nullptr) != has_columns_;
     for (int64_t i = 0; i < count && !is_new; ++i) is_new = offsets_[i] != offset_of(i);
-    if (columns != nullptr && !is_new) is_new = __builtin_memcmp(columns_, columns, depth_ * sizeof(int64_t)) != 0;
+    if (columns != nullptr && !is_new) is_new = __builtin_memcmp(columns_, columns, depth * sizeof(int64_t)) != 0;
     if (!is_new) return;
     w_ = w;
     count_ = count;
-    row_depth_ = depth_;
+    depth_ = depth;
     has_columns_ = columns != nullptr;
     for (int64_t i = 0; i < count; ++i) offsets_[i] = offset_of(i);
-    if (has_columns_) __builtin_memcpy(columns_, columns, depth_ * sizeof(int64_t));
+    if (has_columns_) __builtin_memcpy(columns_, columns, depth * sizeof(int64_t));
     spread_ = UnitRows(count);
-    split_rows<kRowPieces>([&](int64_t i) { return w + offsets_[i]; }, count, columns, depth_, rows_);
+    split_rows<kRowPieces>([&](int64_t i) { return w + offsets_[i]; }, count, columns, depth, rows_);
   }
 
-  // Before the first block, and after another product has run.
-  void start() const {
-    if (count_ > 0) configure_unit(spread_.rows);
+  // Multiplies all rows with frames of the same depth, and calls finish(row, sums of the row) for every row, in order
+  // and while the unit is busy with the next block: a row after every few products, because the processor sees only
+  // some hundred instructions ahead.  `out` has room for two blocks.  repair(row, sums) comes before, where some sums
+  // are not finite.
+  template <class Finish>
+  void multiply(const Frames& frames, float* out, int64_t out_stride, Finish finish) const {
+    multiply(frames, out, out_stride, finish, [](int64_t, float*) {});
+  }
+  template <class Finish, class Repair>
+  void multiply(const Frames& frames, float* out, int64_t out_stride, Finish finish, Repair repair) const {
+    if (count_ == 0) return;
+    configure_unit(spread_.rows);
+    const int64_t blocks = (spread_.tiles + 1) / 2;
+    const int64_t calls = unit_steps(depth_) * ((frames.vectors + 1) / 2) * kProducts;
+    for (int64_t block = 0; block <= blocks; ++block) {
+      const int64_t before = block == 0 ? 0 : begin(block - 1), end = block == 0 ? 0 : begin(block);
+      float* finished = out + (block + 1) % 2 * kBlock * out_stride;
+      int64_t row = before, due = 0;
+      const auto finish_row = [&] {
+        float* sums = finished + (row - before) * out_stride;
+        if (!sums_are_finite(sums, frames.vectors)) {
+          heal(row, frames, sums);
+          repair(row, sums);
+        }
+        finish(row, sums);
+        ++row;
+      };
+      if (block < blocks) {
+        multiply_block(block, frames, out + block % 2 * kBlock * out_stride, out_stride, [&] {
+          for (due += end - before; due >= calls; due -= calls) finish_row();
+        });
+      }
+      while (row < end) finish_row();
+    }
   }
 
   // When all products of a call are done: until then each switch of threads saves the tile registers.
-  static void finish() { _tile_release(); }
-
-  int64_t blocks() const { return (spread_.tiles + 1) / 2; }
-  int64_t begin(int64_t block) const { return 2 * block * spread_.rows; }
-  int size(int64_t block) const {
-    const int64_t rest = count_ - begin(block), whole = 2 * spread_.rows;
-    return static_cast<int>(rest < whole ? rest : whole);
-  }
-
-  // How often multiply calls meanwhile().
-  int64_t steps_of_block() const { return unit_steps(depth_) * ((vectors_ + 1) / 2); }
-
-  // The sums of the block that begins at row `first` to out[row][frame], with room for kBlock rows.  False if some are
-  // not finite.  The unit works by itself, so it is worth giving the processor other work meanwhile.
-  template <class Meanwhile>
-  bool multiply(int64_t first, float* out, int64_t out_stride, Meanwhile meanwhile) const {
-    const int64_t block = first / (2 * spread_.rows);
-    // The intrinsics do not tell the compiler that they read memory.
-    __asm__ volatile("" ::: "memory");
-    const int64_t steps = unit_steps(depth_), row_tile = steps * kRowPieces * kUnitElements;
-    const uint16_t* w = rows_ + 2 * block * row_tile;
-    const bool has_two = 2 * block + 1 < spread_.tiles;
-    for (int v = 0; v < vectors_; v += 2) {
-      const uint16_t* x = frames_ + v * steps * kFramePieces * kUnitElements;
-      float* to = out + v * kUnitFrames;
-      const auto run = [&](auto row_tiles, auto frame_tiles) {
-        multiply_units<decltype(row_tiles)::value, decltype(frame_tiles)::value, kRowPieces, kFramePieces>(
-            w, row_tile, x, steps, to, spread_.rows, out_stride, meanwhile);
-      };
-      if (has_two && v + 1 < vectors_) {
-        run(Count<2>(), Count<2>());
-      } else if (has_two) {
-        run(Count<2>(), Count<1>());
-      } else if (v + 1 < vectors_) {
-        run(Count<1>(), Count<2>());
-      } else {
-        run(Count<1>(), Count<1>());
-      }
-    }
-    __asm__ volatile("" ::: "memory");
-    const int rows = size(block);
-    if (sums_are_finite(out, out_stride, rows, vectors_)) return true;
-    const int64_t* columns = has_columns_ ? columns_ : nullptr;
-    for (int r = 0; r < rows; ++r) {
-      heal_sums(w_ + offsets_[first + r], columns, depth_, values_, vectors_, out + r * out_stride);
-    }
-    return false;
-  }
+  static void release() { _tile_release(); }
 
  private:
   template <int kCount>
@@ -345,16 +386,55 @@ class UnitProduct<float, kRowPieces, kFramePieces> {
     static constexpr int value = kCount;
   };
 
+  int64_t begin(int64_t block) const {
+    const int64_t row = 2 * block * spread_.rows;
+    return row < count_ ? row : count_;
+  }
+
+  template <class Meanwhile>
+  DYNCP_INLINE void multiply_block(int64_t block, const Frames& frames, float* out, int64_t out_stride,
+                                   Meanwhile meanwhile) const {
+    // The intrinsics do not tell the compiler that they read memory.
+    __asm__ volatile("" ::: "memory");
+    const int64_t steps = unit_steps(depth_), row_tile = steps * kRowPieces * kUnitElements;
+    const uint16_t* w = rows_ + 2 * block * row_tile;
+    const bool has_two = 2 * block + 1 < spread_.tiles;
+    for (int v = 0; v < frames.vectors; v += 2) {
+      const auto run = [&](auto row_tiles, auto frame_tiles) {
+        multiply_units<decltype(row_tiles)::value, decltype(frame_tiles)::value, kRowPieces, kFramePieces>(
+            w, row_tile, frames.at(v), steps, out + v * kUnitFrames, spread_.rows, out_stride, meanwhile);
+      };
+      if (has_two && v + 1 < frames.vectors) {
+        run(Count<2>(), Count<2>());
+      } else if (has_two) {
+        run(Count<2>(), Count<1>());
+      } else if (v + 1 < frames.vectors) {
+        run(Count<1>(), Count<2>());
+      } else {
+        run(Count<1>(), Count<1>());
+      }
+    }
+    __asm__ volatile("" ::: "memory");
+  }
+
+  // Computes the sums of a row that are not finite again, as products of floats.
+  void heal(int64_t i, const Frames& frames, float* sums) const {
+    float again[kTile];
+    const float* row = w_ + offsets_[i];
+    product_block<float>(1, &row, has_columns_ ? columns_ : nullptr, depth_, frames.values, frames.vectors, again,
+                         kTile);
+    for (int t = 0; t < frames.vectors * kUnitFrames; t += kUnitFrames) {
+      const Vec<float> sum = load(sums + t);
+      store(sums + t, select(sum - sum == zero<float>(), sum, load(again + t)));
+    }
+  }
+
   const float* w_ = nullptr;
-  const float* values_ = nullptr;
-  int64_t count_ = -1;
+  int64_t count_ = 0;
   int64_t depth_ = 0;
-  int64_t row_depth_ = 0;  // of the rows that are set
-  int vectors_ = 0;
   bool has_columns_ = false;
   UnitRows spread_{0};
   uint16_t* rows_;
-  uint16_t* frames_;
   int64_t* offsets_;
   int64_t* columns_;
 };

@@ -1,0 +1,84 @@
+"""The block at the geometry of the paper: as exact as float32 can be, on every instruction set, whatever the values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dyncp_kernels import ops
+
+
+def in_float64(block):
+    tensors = {
+        name: value.double() if value is not None and value.is_floating_point() else value
+        for name, value in block.tensors.items()
+    }
+    return type(block)(tensors, block.options)
+
+
+def paper_block(make_block, site, *, batch=1, frames=600, **options):
+    """128 / 256 channels, each gate with a density of its own: some open at few frames of a tile, some at most."""
+    block = make_block(batch, 128, 256, frames, site=site, dilation=4, **options)
+    for name in ("hidden_gate", "out_gate"):
+        gate = block.tensors[name]
+        if gate is not None:
+            density = torch.linspace(-0.1, 1.1, gate.shape[1])[None, :, None]
+            gate.copy_(torch.rand(gate.shape, generator=torch.Generator().manual_seed(2)) < density)
+    return block
+
+
+@pytest.mark.parametrize("site", ["none", "hidden", "output", "both"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_error_stays_at_the_rounding_of_float32(make_block, assert_close, each_instruction_set, site, causal):
+    block = paper_block(make_block, site, causal=causal).poison()
+    reference = in_float64(block)
+    expected = ops.gated_conv_reference(*reference.args, **reference.options)
+    assert_close("y", expected, ops.gated_conv(*block.args, **block.options), 4e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_error_does_not_depend_on_the_scale_of_the_values(make_block, assert_close, each_instruction_set, scale):
+    block = paper_block(make_block, "hidden", frames=100)
+    for name in ("x", "b_in", "b_dw", "b_out"):
+        block.tensors[name] *= scale
+    reference = in_float64(block)
+    expected = ops.gated_conv_reference(*reference.args, **reference.options) / scale
+    assert_close("y", expected, ops.gated_conv(*block.args, **block.options).double() / scale, 4e-7)
+
+
+@pytest.mark.parametrize("site", ["none", "hidden", "both"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3.4e38])
+def test_values_beyond_float32_turn_up_where_the_reference_has_them(make_block, each_instruction_set, site, value):
+    # 3.4e38 is finite in float32 but above the largest bfloat16.
+    block = paper_block(make_block, site, frames=100)
+    block.tensors["x"][0, 5, 40] = value
+    block.tensors["w_in"][:, 5] = 0.0  # 0 * inf is NaN in every hidden channel, 0 * 3.4e38 is 0
+    block.tensors["w_in"][200, 5] = 1e-32
+    expected = ops.gated_conv_reference(*block.args, **block.options)
+    y = ops.gated_conv(*block.args, **block.options)
+    assert torch.equal(torch.isfinite(y), torch.isfinite(expected))
+    error = torch.where(torch.isfinite(expected), (y - expected).abs(), 0.0)
+    largest = torch.where(torch.isfinite(expected), expected.abs(), 0.0).amax(1, keepdim=True)
+    assert (error <= 1e-5 * (1 + largest)).all()
+
+
+def test_a_nan_weight_of_a_channel_open_at_few_frames_reaches_these_frames_only(make_block, each_instruction_set):
+    block = paper_block(make_block, "hidden", frames=200)
+    block.tensors["hidden_gate"][0, 9] = False
+    block.tensors["hidden_gate"][0, 9, [70, 131]] = True
+    block.tensors["w_out"][:, 9] = float("nan")
+    frames = torch.isnan(ops.gated_conv(*block.args, **block.options)).any(1)[0].nonzero()[:, 0].tolist()
+    assert frames == [70, 131]
+
+
+def test_long_clips_of_several_items_do_not_depend_on_the_number_of_threads(make_block, each_instruction_set):
+    block = paper_block(make_block, "both", batch=2, frames=1100)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(ops.gated_conv(*block.args, **block.options))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
