@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from dyncp_kernels._tf32 import tf32_allowed
+
 __all__ = ["FusedTile", "SplitTile", "StepTile", "fused_tile", "precision_of", "split_tile", "step_tile"]
 
 
@@ -51,7 +53,7 @@ def precision_of(dtype: torch.dtype) -> str:
     """How products are computed: "ieee" or "tf32" for float32, as torch allows it, "split" for the 16-bit types."""
     if dtype != torch.float32:
         return "split_wide" if triton.knobs.runtime.interpret else "split"
-    return "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
+    return "tf32" if tf32_allowed() else "ieee"
 
 
 def _power_of_two(size: int, least: int, most: int) -> int:
