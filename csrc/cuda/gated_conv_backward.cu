@@ -593,7 +593,9 @@ const char* launch_weight_gradient(const BlockCall& p, const Activations& act, c
     using T = decltype(type);
     const int rows = w.of_w_in ? p.hidden : p.out_channels;
     const int columns = w.of_w_in ? p.channels : p.hidden;
-    const dim3 grid(((rows + kRows - 1) / kRows) * ((columns + kColumns - 1) / kColumns), w.parts);
+    // Without columns there still is the sum of the rows.
+    const int column_blocks = columns > 0 ? (columns + kColumns - 1) / kColumns : 1;
+    const dim3 grid((rows + kRows - 1) / kRows * column_blocks, w.parts);
     if (w.of_w_in) return launch(weight_gradient<T, true>, grid, kThreads, shared_of(p, 0), stream, p, act, w);
     return launch(weight_gradient<T, false>, grid, kThreads, shared_of(p, 0), stream, p, act, w);
   });
@@ -601,6 +603,7 @@ const char* launch_weight_gradient(const BlockCall& p, const Activations& act, c
 
 const char* launch_sum(Storage storage, const float* values, int64_t count, int64_t inner_stride, int64_t terms,
                        int64_t outer_stride, void* result, int64_t offset, int64_t step, void* stream) {
+  if (count == 0) return nullptr;
   const dim3 grid(static_cast<unsigned>((count + kThreads - 1) / kThreads));
   BlockCall call;
   call.storage = storage;

@@ -34,7 +34,7 @@ struct Lane {
 // Each kind of product has: Item, the type in shared memory; kStep, the depth of one step; step(), which adds one step
 // of a 16 x 8 tile, the pointers at row 0 and column 0 of the tile and at the step's first item.
 
-// float32 on the ordinary units.
+// float32 on the ordinary units.  Rows begin at multiples of 16 bytes and are read four items at a time.
 struct ExactProduct {
   using Item = float;
   static constexpr int kStep = 8;
@@ -49,12 +49,23 @@ struct ExactProduct {
     const float* b0 = tile + 2 * lane.t * stride;
     const float* b1 = b0 + stride;
     DYNCP_UNROLL
-    for (int k = 0; k < kStep; ++k) {
-      d[0] += a.rows[0][k] * b0[k];
-      d[1] += a.rows[0][k] * b1[k];
-      d[2] += a.rows[1][k] * b0[k];
-      d[3] += a.rows[1][k] * b1[k];
+    for (int k = 0; k < kStep; k += 4) {
+      const float4 above = four(a.rows[0] + k);
+      const float4 below = four(a.rows[1] + k);
+      const float4 left = four(b0 + k);
+      const float4 right = four(b1 + k);
+      add(d[0], above, left);
+      add(d[1], above, right);
+      add(d[2], below, left);
+      add(d[3], below, right);
     }
+  }
+  __device__ static float4 four(const float* items) { return *reinterpret_cast<const float4*>(items); }
+  __device__ static void add(float& sum, const float4& a, const float4& b) {
+    sum += a.x * b.x;
+    sum += a.y * b.y;
+    sum += a.z * b.z;
+    sum += a.w * b.w;
   }
 };
 

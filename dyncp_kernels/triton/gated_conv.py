@@ -217,7 +217,7 @@ def gated_conv_backward(
     ]
     results = [x.new_empty(0) if not want else None for want in wants]
     block = _Block(x, tensors, dilation, causal, residual)
-    if x.numel() == 0:
+    if block.batch * block.frames == 0 or block.out_channels == 0:
         return tuple(
             torch.zeros_like(tensor) if want and tensor is not None else x.new_empty(0)
             for want, tensor in zip(wants, inputs)
@@ -364,11 +364,12 @@ def _weight_gradient(
     block_n = min(sizes.channels, 64)
     tiles = tiles_of(block.frames, sizes.frames)
     programs = block.batch * tiles
-    blocks = tiles_of(rows, block_m) * tiles_of(columns, block_n)
-    parts = max(1, min(programs, _WEIGHT_PROGRAMS // blocks))
+    # Without columns there still is the sum of the rows.
+    grid = (tiles_of(rows, block_m), max(1, tiles_of(columns, block_n)))
+    parts = max(1, min(programs, _WEIGHT_PROGRAMS // (grid[0] * grid[1])))
     product = left.new_empty(parts, rows, columns, dtype=torch.float32)
     row_sum = left.new_empty(parts, rows, dtype=torch.float32)
-    kernel(weight_gradient)[(tiles_of(rows, block_m), tiles_of(columns, block_n), parts)](
+    kernel(weight_gradient)[(*grid, parts)](
         *(left, right, block.or_x(left_gate), block.or_x(right_gate), block.or_x(frame_open), product, row_sum),
         *(rows, columns, block.frames, tiles, programs, parts, *left.stride(), *right.stride()),
         *(*strides_of(left_gate), *strides_of(right_gate)),

@@ -215,6 +215,45 @@ def test_results_are_bitwise_reproducible(engine):
     assert all(torch.equal(one, other) for one, other in zip(first, second))
 
 
+EMPTY = {"no items": (0, 5, 7, 5), "no frames": (2, 5, 0, 5), "no input channels": (2, 0, 7, 5)}
+EMPTY["no output channels"] = (2, 5, 7, 0)
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_empty_sizes_give_empty_or_zero_results(engine, case):
+    batch, channels, frames, out_channels = EMPTY[case]
+
+    def draw(*shape):
+        return torch.randn(*shape).to(engine.device)
+
+    x, grad = draw(batch, channels, frames), draw(batch, out_channels, frames)
+    tensors = [draw(batch, 9, frames) > 0, None, draw(9, channels), draw(9), draw(9, 3), draw(9)]
+    tensors += [draw(out_channels, 9), draw(out_channels), None, None]
+    expected = gated_conv_reference(x, *tensors, residual=False)
+    assert_close("y", expected, engine.gated_conv(x, *tensors, residual=False), TOLERANCE[x.dtype])
+    gradients = reference_backward(grad, x, *tensors, residual=False)
+    actual = engine.gated_conv_backward(grad, x, *tensors, residual=False)
+    for name, want, have in zip(("x", *NAMES), gradients, actual):
+        assert_close(name, want, have, 2e-5)
+
+
+def test_frames_and_steps_of_size_zero_or_one(engine):
+    x, tensors = block(engine, frames=1, batch=2)
+    expected = gated_conv_reference(x, *tensors, dilation=2)
+    assert_close("y", expected, engine.gated_conv(x, *tensors, dilation=2), TOLERANCE[x.dtype])
+    none = [tensor[:0, :, 0] if index < 2 else tensor for index, tensor in enumerate(tensors)]
+    y, history = engine.gated_conv_step(x[:0, :, 0], x.new_zeros(0, 40, 4), *none, dilation=2)
+    assert y.shape == (0, 20)
+    assert history.shape == (0, 40, 4)
+
+
+def test_more_channels_than_one_kernel_takes(engine):
+    """So many output channels that hidden activations go through memory."""
+    x, tensors = block(engine, channels=272, hidden=24, frames=40, batch=1)
+    expected = gated_conv_reference(x, *tensors, dilation=2)
+    assert_close("y", expected, engine.gated_conv(x, *tensors, dilation=2), TOLERANCE[x.dtype])
+
+
 STEP_CASES = {
     "one stream": {"batch": 1},
     "five streams with gates of their own": {"batch": 5},
