@@ -365,11 +365,11 @@ def _weight_gradient(
     tiles = tiles_of(block.frames, sizes.frames)
     programs = block.batch * tiles
     # Without columns there still is the sum of the rows.
-    grid = (tiles_of(rows, block_m), max(1, tiles_of(columns, block_n)))
-    parts = max(1, min(programs, _WEIGHT_PROGRAMS // (grid[0] * grid[1])))
+    row_blocks, column_blocks = tiles_of(rows, block_m), max(1, tiles_of(columns, block_n))
+    parts = max(1, min(programs, _WEIGHT_PROGRAMS // (row_blocks * column_blocks)))
     product = left.new_empty(parts, rows, columns, dtype=torch.float32)
     row_sum = left.new_empty(parts, rows, dtype=torch.float32)
-    kernel(weight_gradient)[(*grid, parts)](
+    kernel(weight_gradient)[(row_blocks, column_blocks, parts)](
         *(left, right, block.or_x(left_gate), block.or_x(right_gate), block.or_x(frame_open), product, row_sum),
         *(rows, columns, block.frames, tiles, programs, parts, *left.stride(), *right.stride()),
         *(*strides_of(left_gate), *strides_of(right_gate)),

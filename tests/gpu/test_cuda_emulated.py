@@ -91,10 +91,10 @@ def test_tf32_is_close_and_only_used_when_allowed(library):
 FAR = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
-x, w = torch.randn(1, 4, 5), torch.randn(4, 3)
+x, w, w_out = torch.randn(1, 4, 5), torch.randn(4, 3), torch.randn(4, 4)
 for dilation in (2**29, 2**29 + 1, 2**62):
     try:
-        y = torch.ops.dyncp_cuda.gated_conv(x, None, None, None, None, w, None, torch.randn(4, 4), None, dilation=dilation)
+        y = torch.ops.dyncp_cuda.gated_conv(x, None, None, None, None, w, None, w_out, None, dilation=dilation)
         print(tuple(y.shape))
     except RuntimeError as error:
         print(str(error).splitlines()[0])
