@@ -9,7 +9,7 @@ from dyncp_kernels.triton.expand import expand
 from dyncp_kernels.triton.fused_block import fused_block
 from dyncp_kernels.triton.hidden_gradient import hidden_gradient
 from dyncp_kernels.triton.input_gradient import expansion_gradient, input_gradient
-from dyncp_kernels.triton.launches import ChannelList, gate_bytes, kernel, list_of, strides_of, tiles_of
+from dyncp_kernels.triton.launches import ChannelList, kernel, list_of, strides_of, tiles_of
 from dyncp_kernels.triton.project import project
 from dyncp_kernels.triton.tile_sizes import SplitTile, fused_tile, precision_of, split_tile
 from dyncp_kernels.triton.weight_gradient import weight_gradient
@@ -35,8 +35,8 @@ class _Block:
         assert w_dw is not None
         assert w_out is not None
         self.x = x
-        self.hidden_gate = gate_bytes(hidden_gate)
-        self.out_gate = gate_bytes(out_gate)
+        self.hidden_gate = hidden_gate
+        self.out_gate = out_gate
         self.w_in = w_in
         self.b_in = None if b_in is None else b_in.contiguous()
         self.w_dw = w_dw.contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dyncp_kernels.triton.launches import gate_bytes, kernel, list_of, tiles_of
+from dyncp_kernels.triton.launches import kernel, list_of, tiles_of
 from dyncp_kernels.triton.step import step
 from dyncp_kernels.triton.tile_sizes import precision_of, step_tile
 
@@ -27,7 +27,6 @@ def gated_conv_step(
     if streams == 0:
         return y, updated
     tile = step_tile(streams, channels, hidden, out_channels, hidden_gate is not None)
-    hidden_gate, out_gate = gate_bytes(hidden_gate), gate_bytes(out_gate)
     # To the lists the streams are the frames of one item.
     hidden_list = list_of(_as_item(hidden_gate), tile.streams, x, always_per_tile=True)
     out_list = list_of(_as_item(out_gate), tile.streams, x, always_per_tile=True)
