@@ -84,7 +84,9 @@ void check_sizes(const char* op, const BlockCall& p) {
   const char* failure = nullptr;
   if (p.channels > 4096 || p.hidden > 8192 || p.out_channels > 4096)
     failure = "more than 4096 channels or 8192 hidden channels";
-  if (p.batch * ((p.frames + 15) / 16) >= 0x7fffffff) failure = "more frames than one launch can take";
+  // One block of threads for at least 16 frames and at least 64 channels.
+  const int64_t blocks = (std::max({p.channels, p.hidden, p.out_channels}) + 63) / 64;
+  if (p.batch * ((p.frames + 15) / 16) * blocks >= 0x7fffffff) failure = "more frames than one launch can take";
   check(failure, op);
 }
 

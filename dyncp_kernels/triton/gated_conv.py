@@ -140,7 +140,7 @@ def _expand(block: _Block, hidden_list: ChannelList, sizes: SplitTile) -> Tensor
         return block.x
     a = block.x.new_empty(block.batch, block.hidden, block.frames, dtype=torch.float32)
     tiles = tiles_of(block.frames, sizes.frames)
-    kernel(expand)[(block.batch * tiles, tiles_of(block.hidden, sizes.hidden))](
+    kernel(expand)[(block.batch * tiles * tiles_of(block.hidden, sizes.hidden),)](
         *(block.x, block.w_in, block.or_x(block.b_in), hidden_list.order, hidden_list.count, a),
         *(block.channels, block.hidden, block.frames, tiles, *block.x_strides, *block.w_in_strides),
         HIDDEN_TILES=hidden_list.per_tile,
@@ -169,7 +169,7 @@ def _project(
     out_gate = block.out_gate if is_output else None
     out_list = list_of(out_gate, sizes.frames, block.x)
     tiles = tiles_of(block.frames, sizes.frames)
-    kernel(project)[(block.batch * tiles, tiles_of(block.out_channels, sizes.project_out_channels))](
+    kernel(project)[(block.batch * tiles * tiles_of(block.out_channels, sizes.project_out_channels),)](
         *(block.x, a, block.or_x(grad), block.or_x(block.hidden_gate), block.or_x(out_gate)),
         *(block.w_dw, block.or_x(block.b_dw), block.w_out, block.or_x(block.b_out)),
         *(block.or_x(block.slope_in), block.or_x(block.slope_dw)),
@@ -253,7 +253,7 @@ def gated_conv_backward(
     }
     launch_options = {"num_warps": sizes.warps, "num_stages": sizes.stages}
     hidden_grid = (programs, tiles_of(block.hidden, sizes.hidden))
-    kernel(hidden_gradient)[hidden_grid](
+    kernel(hidden_gradient)[(hidden_grid[0] * hidden_grid[1],)](
         *(a, grad, frame_open, block.or_x(block.hidden_gate), block.or_x(block.out_gate)),
         *(block.w_dw, block.or_x(block.b_dw), block.w_out, block.or_x(block.slope_in), block.or_x(block.slope_dw)),
         *(*lists, z, grad_c, grad_gate, grad_row),
@@ -297,7 +297,7 @@ def gated_conv_backward(
         results[0] = (grad_a + grad if residual else grad_a).to(x.dtype)
     elif wants[0]:
         results[0] = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        kernel(input_gradient)[(programs, tiles_of(block.channels, sizes.channels))](
+        kernel(input_gradient)[(programs * tiles_of(block.channels, sizes.channels),)](
             *(grad, grad_a, block.or_x(block.hidden_gate), block.w_in, hidden_list.order, hidden_list.count),
             *(results[0], block.channels, block.hidden, block.frames, tiles),
             *(*grad.stride(), *block.hidden_gate_strides, *block.w_in_strides),
