@@ -274,8 +274,9 @@ __global__ void __launch_bounds__(kThreads) project(BlockCall p, Activations act
 }
 
 // From the gradient of y to those of z, the second activation's input, the hidden gate (its part through z), and sums.
+// Two blocks at a time: with more, the registers of exact products would go through memory.
 template <class T>
-__global__ void __launch_bounds__(kThreads) hidden_gradient(BlockCall p, Activations act) {
+__global__ void __launch_bounds__(kThreads, 2) hidden_gradient(BlockCall p, Activations act) {
   DYNCP_SHARED(shared);
   const Tiles tiles(shared);
   const Tile tile(p, p.hidden);

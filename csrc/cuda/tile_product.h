@@ -32,13 +32,15 @@ struct Lane {
 };
 
 // Each kind of product has: Item, the type in shared memory; kStep, the depth of one step; step(), which adds one step
-// of a 16 x 8 tile, the pointers at row 0 and column 0 of the tile and at the step's first item.
+// of a 16 x 8 tile, the pointers at row 0 and column 0 of the tile and at the step's first item; kIsLong, whether a
+// step is so many instructions that several at once would only need more registers.
 
 // float32 on the ordinary units.  Rows begin at multiples of 16 bytes and are read four items at a time.
 struct ExactProduct {
   using Item = float;
   static constexpr int kStep = 8;
   static constexpr int kPad = 4;
+  static constexpr bool kIsLong = true;
   struct Left {
     const float* rows[2];
   };
@@ -73,6 +75,7 @@ struct Tf32Product {
   using Item = float;
   static constexpr int kStep = 8;
   static constexpr int kPad = 4;
+  static constexpr bool kIsLong = false;
   struct Left {
     uint32_t words[4];
   };
@@ -93,6 +96,7 @@ struct ShortProduct {
   using Item = T;
   static constexpr int kStep = 16;
   static constexpr int kPad = 8;
+  static constexpr bool kIsLong = false;
   struct Left {
     uint32_t words[4];
   };
@@ -121,6 +125,20 @@ __device__ inline void ShortProduct<Half>::multiply(float (&d)[4], const uint32_
   multiply_float16(d, a, b);
 }
 
+// One step of the depth, from item k on.
+template <class Product, int kRowTiles>
+__device__ void multiply_step(float (&total)[kRowTiles][kColumnTiles][4], const typename Product::Item* left,
+                              int left_stride, const typename Product::Item* right, int right_stride, int k,
+                              const Lane& lane) {
+  DYNCP_UNROLL
+  for (int i = 0; i < kRowTiles; ++i) {
+    const typename Product::Left a = Product::left(left + i * 16 * left_stride + k, left_stride, lane);
+    DYNCP_UNROLL
+    for (int j = 0; j < kColumnTiles; ++j)
+      Product::step(total[i][j], a, right + j * 8 * right_stride + k, right_stride, lane);
+  }
+}
+
 // total += left (64 * kRowTiles x depth) right^T (64 x depth); depth is a multiple of kStep.
 template <class Product, int kRowTiles>
 __device__ void multiply_tiles(float (&total)[kRowTiles][kColumnTiles][4], const typename Product::Item* left,
@@ -128,14 +146,13 @@ __device__ void multiply_tiles(float (&total)[kRowTiles][kColumnTiles][4], const
                                const Lane& lane) {
   left += lane.warp_row * kRowTiles * 16 * left_stride;
   right += lane.warp_column * kColumnTiles * 8 * right_stride;
-  for (int k = 0; k < depth; k += Product::kStep) {
-    DYNCP_UNROLL
-    for (int i = 0; i < kRowTiles; ++i) {
-      const typename Product::Left a = Product::left(left + i * 16 * left_stride + k, left_stride, lane);
-      DYNCP_UNROLL
-      for (int j = 0; j < kColumnTiles; ++j)
-        Product::step(total[i][j], a, right + j * 8 * right_stride + k, right_stride, lane);
-    }
+  if constexpr (Product::kIsLong) {
+    DYNCP_NO_UNROLL
+    for (int k = 0; k < depth; k += Product::kStep)
+      multiply_step<Product, kRowTiles>(total, left, left_stride, right, right_stride, k, lane);
+  } else {
+    for (int k = 0; k < depth; k += Product::kStep)
+      multiply_step<Product, kRowTiles>(total, left, left_stride, right, right_stride, k, lane);
   }
 }
 

@@ -15,6 +15,6 @@ def tile_and_block(size, BLOCK: tl.constexpr):  # noqa: N803
     The blocks of a tile are neighbours in the grid and so run at about the same time: what they read of the tile's
     frames comes from memory once and from the cache after that.
     """
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     blocks = tl.cdiv(size, BLOCK)
-    return program // blocks, (program % blocks).to(tl.int32)
+    return (program // blocks).to(tl.int64), program % blocks

@@ -263,6 +263,7 @@ STEP_CASES = {
     "no expansion": {"batch": 3, "has_w_in": False},
     "one tap": {"batch": 2, "taps": 1},
     "bfloat16": {"batch": 3, "dtype": torch.bfloat16},
+    "a past of 120 frames": {"batch": 3, "dilation": 60},
 }
 
 
@@ -271,19 +272,19 @@ def test_step_equals_reference(engine, case):
     settings = dict(STEP_CASES[case])
     if engine.name == "emulator":
         settings["batch"] = min(settings["batch"], 20)  # it has one block for each stream, whatever their number
+    dilation = settings.pop("dilation", 2)
     x, tensors = block(engine, frames=1, **settings)
     x = x[:, :, 0]
     tensors = [gate if gate is None or index > 1 else gate[:, :, 0] for index, gate in enumerate(tensors)]
-    history = torch.randn(x.shape[0], tensors[4].shape[0], (tensors[4].shape[1] - 1) * 2).to(x)
-    expected_y, expected_history = gated_conv_step_reference(x, history, *tensors, dilation=2)
+    history = torch.randn(x.shape[0], tensors[4].shape[0], (tensors[4].shape[1] - 1) * dilation).to(x)
+    expected_y, expected_history = gated_conv_step_reference(x, history, *tensors, dilation=dilation)
     before = history.clone()
-    y, updated = engine.gated_conv_step(x, history, *tensors, dilation=2)
+    y, updated = engine.gated_conv_step(x, history, *tensors, dilation=dilation)
     assert torch.equal(history, before)
     assert_close("y", expected_y, y, TOLERANCE[x.dtype])
     assert_close("history", expected_history, updated, TOLERANCE[x.dtype])
-    assert_close(
-        "y in place", expected_y, engine.gated_conv_step_(x, history, *tensors, dilation=2), TOLERANCE[x.dtype]
-    )
+    y = engine.gated_conv_step_(x, history, *tensors, dilation=dilation)
+    assert_close("y in place", expected_y, y, TOLERANCE[x.dtype])
     assert torch.equal(history, updated)
 
 

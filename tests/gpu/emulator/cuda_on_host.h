@@ -19,7 +19,7 @@
 #define __device__
 #define __host__
 #define __global__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define DYNCP_SHARED(name) unsigned char* name = ::emulator::shared_memory()
 #define DYNCP_UNROLL
 #define DYNCP_NO_UNROLL
