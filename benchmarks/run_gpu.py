@@ -127,7 +127,7 @@ def _sanitize(steps: Steps, python: str, right: list[str]) -> list[str]:
 
 
 def _measure(steps: Steps, python: str, right: list[str]) -> None:
-    seconds = steps.left() - 20
+    seconds = steps.left() - 30
     if seconds < LEAST_MEASUREMENT:
         steps.say("measurements", "not run: no time left")
         return

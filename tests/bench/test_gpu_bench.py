@@ -23,6 +23,8 @@ def gpu_masks(*sizes):
 class InstantTimer:
     """Runs a call once and gives fixed times: shorter for fewer open channels is not measured here."""
 
+    end = float("inf")
+
     def quantiles(self, call):
         call()
         return 1.0, 2.0, 3.0
@@ -58,6 +60,9 @@ def test_every_provider_agrees_with_the_dense_reference(bench):
     assert {row.provider for row in bench.rows} == {"eager", "compile", "masked dense", "triton"}
     bench.autotuned("float32", 2, 20, 16, 24)
     assert bench.rows[-1].provider == "max-autotune"
+    bench.timer.end = 0.0
+    bench.autotuned("float32", 2, 20, 16, 24)
+    assert bench.left_out == ["max-autotune float32 (2, 20, 16, 24): too little time left"]
 
 
 def test_multiplications_are_those_of_the_open_channels(bench):
