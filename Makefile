@@ -6,7 +6,7 @@
 #   AUDIO          noisy file for `make demo`
 #   TESTS          what `make test` runs
 #   GPU_PYTHON     interpreter with torch for CUDA, for `make gpu`; no virtual environment is made
-#   GPU_SECONDS    time for the measurements of `make gpu`
+#   GPU_SECONDS    time for all of `make gpu`
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +14,7 @@ TORCH_VERSION ?= 2.13.0
 AUDIO ?=
 TESTS ?= tests
 GPU_PYTHON ?= python3
-GPU_SECONDS ?= 150
+GPU_SECONDS ?= 460
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
@@ -54,14 +54,7 @@ bench: build
 
 # Builds, tests and measures on a GPU with the interpreter found there; needs no network.
 gpu:
-	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null \
-		|| { echo "make gpu: $(GPU_PYTHON) must have torch with a CUDA GPU (got none): nothing was built, tested or measured" >&2; exit 1; }
-	DYNCP_CUDA=1 $(GPU_PYTHON) setup.py --quiet build_ext --inplace
-	$(GPU_PYTHON) -m pytest $$($(GPU_PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null) \
-		tests/gpu/test_gpu_block.py tests/gpu/test_gpu_runtime.py
-	$(GPU_PYTHON) tests/gpu/sanitize.py
-	$(GPU_PYTHON) -m dyncp_kernels.bench.gpu --out benchmarks/results --seconds $(GPU_SECONDS)
-	$(GPU_PYTHON) -m dyncp_kernels.bench.gpu_report benchmarks/results benchmarks/GPU.md
+	$(GPU_PYTHON) benchmarks/run_gpu.py --seconds $(GPU_SECONDS)
 
 wheel: setup
 	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

@@ -88,6 +88,16 @@ def reason_for_no_extension() -> str | None:
     return None
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler: on the path, below CUDA_HOME, or where toolkits are installed by default."""
+    if path := shutil.which("nvcc"):
+        return path
+    for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
+        if root and (path := shutil.which("nvcc", path=os.path.join(root, "bin"))):
+            return path
+    return None
+
+
 def builds_cuda() -> bool:
     """Whether the CUDA kernels are built: as DYNCP_CUDA says, or where torch has CUDA and nvcc is there."""
     import torch
@@ -95,7 +105,7 @@ def builds_cuda() -> bool:
     wish = os.environ.get("DYNCP_CUDA", "")
     if wish in ("0", "1"):
         return wish == "1"
-    return torch.version.cuda is not None and shutil.which("nvcc") is not None
+    return torch.version.cuda is not None and find_nvcc() is not None
 
 
 def cuda_architectures() -> list[str]:
@@ -164,6 +174,9 @@ class BuildExtension(build_ext):
 
     def _build_cuda(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
         """The CUDA kernels, with nvcc, and their binding: a library of its own, loaded when a back-end asks for it."""
+        nvcc = find_nvcc()
+        if nvcc is None:
+            raise RuntimeError("building the CUDA kernels needs nvcc, on the path or below CUDA_HOME (got none)")
         architectures = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in cuda_architectures()]
         newest = cuda_architectures()[-1]
         architectures.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
@@ -171,7 +184,7 @@ class BuildExtension(build_ext):
         torch_flags = [f"-isystem{torch_root / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
         jobs: list[tuple[list[str], Path, Path, list[str], str]] = []
         for source in sorted((CSRC / "cuda").glob("*.cu")):
-            jobs.append((["nvcc"], source, OBJECTS / f"cuda.{source.stem}.o", flags, ""))
+            jobs.append(([nvcc], source, OBJECTS / f"cuda.{source.stem}.o", flags, ""))
         host_flags = [*COMMON_FLAGS, *self._standard_flag(compiler), f"-I{CSRC}", *torch_flags]
         for source in sorted((CSRC / "cuda").glob("*.cpp")):
             jobs.append((compiler, source, OBJECTS / f"cuda.{source.stem}.o", host_flags, torch_version))
@@ -181,7 +194,7 @@ class BuildExtension(build_ext):
         libraries = ["-ltorch_cpu"]
         if (torch_root / "lib" / "libtorch_cuda.so").exists():
             libraries.append("-ltorch_cuda")
-        link = ["nvcc", "-shared", *[str(job[2]) for job in jobs], f"-L{torch_root / 'lib'}", *libraries]
+        link = [nvcc, "-shared", *[str(job[2]) for job in jobs], f"-L{torch_root / 'lib'}", *libraries]
         if output.exists() and not any(changed):
             return
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,18 @@ void check(const char* failure, const char* op) {
 // Taps that reach further do not fit into one tile of the fused kernel.
 constexpr int kFusedReach = 48;
 
+// Each block of 128 output channels computes the hidden channels anew: with more blocks, exact float32 products, which
+// have no matrix unit, cost more than the activations' way through memory.
+constexpr int kFusedExactChannels = 256;
+
+bool is_fused(const BlockCall& p) {
+  const bool is_exact = p.storage == Storage::float32 && !p.allow_tf32;
+  return p.reach <= kFusedReach && (!is_exact || p.out_channels <= kFusedExactChannels);
+}
+
+// Frames that the taps may span, so that sums of a few such numbers are integers of 32 bits.
+constexpr int64_t kMostReach = 1 << 30;
+
 // Programs that a product over all frames is split into at most, the same on every GPU.
 constexpr int64_t kWeightPrograms = 512;
 
@@ -72,7 +84,9 @@ void check_sizes(const char* op, const BlockCall& p) {
   const char* failure = nullptr;
   if (p.channels > 4096 || p.hidden > 8192 || p.out_channels > 4096)
     failure = "more than 4096 channels or 8192 hidden channels";
-  if (p.batch * ((p.frames + 15) / 16) >= 0x7fffffff) failure = "more frames than one launch can take";
+  // One block of threads for at least 16 frames and at least 64 channels.
+  const int64_t blocks = (std::max({p.channels, p.hidden, p.out_channels}) + 63) / 64;
+  if (p.batch * ((p.frames + 15) / 16) * blocks >= 0x7fffffff) failure = "more frames than one launch can take";
   check(failure, op);
 }
 
@@ -109,7 +123,10 @@ class Call {
     call.hidden = static_cast<int>(a.w_dw.size(0));
     call.out_channels = static_cast<int>(a.w_out.size(0));
     call.taps = static_cast<int>(a.w_dw.size(1));
-    call.dilation = static_cast<int>(dilation);
+    if ((a.w_dw.size(1) - 1) * std::min(dilation, kMostReach + 1) > kMostReach)
+      throw std::runtime_error("dyncp_cuda: (taps - 1) * dilation must be at most 2^30 (got " +
+                               std::to_string(a.w_dw.size(1)) + " taps and dilation " + std::to_string(dilation) + ")");
+    call.dilation = static_cast<int>(std::min(dilation, kMostReach));
     call.reach = (call.taps - 1) * call.dilation;
     call.left = causal ? call.reach : call.reach / 2;
     call.residual = residual;
@@ -119,13 +136,14 @@ class Call {
     call.x_frame_stride = has_frames ? a.x.stride(2) : 0;
     call.hidden_gate = gate(a.hidden_gate);
     call.out_gate = gate(a.out_gate);
+    call.w_dw = contiguous(a.w_dw);
     if (a.w_in) {
-      call.w_in = a.w_in->const_data_ptr();
+      // Null means no expansion; of one without input channels nothing is read.
+      call.w_in = call.channels > 0 ? a.w_in->const_data_ptr() : call.w_dw;
       call.w_in_row_stride = a.w_in->stride(0);
       call.w_in_column_stride = a.w_in->stride(1);
     }
     call.b_in = contiguous(a.b_in);
-    call.w_dw = contiguous(a.w_dw);
     call.b_dw = contiguous(a.b_dw);
     call.w_out = a.w_out.const_data_ptr();
     call.w_out_row_stride = a.w_out.stride(0);
@@ -170,7 +188,7 @@ Tensor gated_conv(const Tensor& x, const Maybe& hidden_gate, const Maybe& out_ga
   call.call.y = y.mutable_data_ptr();
   if (y.numel() == 0) return y;
   check_sizes("gated_conv", block);
-  if (block.reach <= kFusedReach) {
+  if (is_fused(block)) {
     check(launch_gated_conv(block, device.stream), "gated_conv");
     return y;
   }
@@ -207,7 +225,7 @@ std::vector<Tensor> gradients(const Tensor& grad, const Arguments& arguments, in
     wants[i] = source && source->scalar_type() != ScalarType::Bool && (wanted >> i & 1) != 0;
     results.push_back(wants[i] ? torch::stable::new_zeros(x, source->sizes()) : torch::stable::new_empty(x, {0}));
   }
-  if (x.numel() == 0) return results;
+  if (p.batch * p.frames == 0 || p.out_channels == 0) return results;
 
   const int64_t programs = p.batch * tiles_of(p);
   const int64_t sums = programs * p.hidden;
@@ -242,7 +260,8 @@ std::vector<Tensor> gradients(const Tensor& grad, const Arguments& arguments, in
   if (p.w_in != nullptr) check(launch_expand(p, act, device.stream), op);
   check(launch_hidden_gradient(p, act, device.stream), op);
   check(launch_expansion_gradient(p, act, device.stream), op);
-  if (wants[0]) check(launch_input_gradient(p, act, results[0].mutable_data_ptr(), device.stream), op);
+  if (wants[0] && p.channels > 0)
+    check(launch_input_gradient(p, act, results[0].mutable_data_ptr(), device.stream), op);
   if (wants[1]) gate_gradient(grad_gate, *arguments.hidden_gate, p.hidden, results[1]);
   if (wants[2]) {
     const Tensor values = torch::stable::new_empty(x, {p.batch, p.out_channels, p.frames}, ScalarType::Float);
@@ -253,7 +272,7 @@ std::vector<Tensor> gradients(const Tensor& grad, const Arguments& arguments, in
     if (!wants[weight] && !wants[bias]) return;
     const int64_t m = of_w_in ? p.hidden : p.out_channels;
     const int64_t n = of_w_in ? p.channels : p.hidden;
-    const int64_t blocks = ((m + 63) / 64) * ((n + 63) / 64);
+    const int64_t blocks = ((m + 63) / 64) * std::max<int64_t>(1, (n + 63) / 64);
     WeightGradient w;
     w.of_w_in = of_w_in;
     w.parts = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(programs, kWeightPrograms / blocks)));

@@ -145,12 +145,15 @@ __global__ void __launch_bounds__(kThreads) fused_block(BlockCall p, int64_t til
   auto* order = reinterpret_cast<uint16_t*>(shared + Layout::order(p.channels));
 
   const Lane lane;
-  const int64_t batch = blockIdx.x / tiles;
+  // The blocks of output channels of a tile are neighbours in the grid: they read the same x at about the same time.
+  const int out_blocks = (p.out_channels + kOut - 1) / kOut;
+  const int64_t index = blockIdx.x / out_blocks;
+  const int64_t batch = index / tiles;
   const int64_t span = kColumns - p.reach;
-  const int64_t first_out = blockIdx.x % tiles * span;
+  const int64_t first_out = index % tiles * span;
   const int64_t last_out = first_out + span < p.frames ? first_out + span : p.frames;
   const int64_t start = first_out - p.left;  // column j of the tile is frame start + j
-  const int out_begin = blockIdx.y * kOut;
+  const int out_begin = static_cast<int>(blockIdx.x % out_blocks) * kOut;
 
   int any_out = 0;
   for (int row = threadIdx.x; row < kOut; row += kThreads) {
@@ -309,7 +312,7 @@ template <class A, int kOut>
 const char* launch_tiles(const BlockCall& p, void* stream) {
   const int64_t span = kColumns - p.reach;
   const int64_t tiles = (p.frames + span - 1) / span;
-  const dim3 grid(static_cast<unsigned>(p.batch * tiles), (p.out_channels + kOut - 1) / kOut);
+  const dim3 grid(static_cast<unsigned>(p.batch * tiles * ((p.out_channels + kOut - 1) / kOut)));
   return launch(fused_block<A, kOut>, grid, kThreads, Shared<A, kOut>::bytes(p.channels, p.hidden), stream, p, tiles);
 }
 

@@ -30,14 +30,19 @@ struct Tiles {
 
 int bytes_for(int listed) { return 2 * kTileBytes + kCountBytes + (listed * 2 + 15) / 16 * 16; }
 
+// The frames of a block of threads, and its kRows of `rows` channels.  The blocks of a tile are neighbours in the grid
+// and run at about the same time, so that what they read of the tile comes from memory once.
 struct Tile {
   int64_t batch;
   int64_t first;
   int64_t last;
   int64_t index;  // of batch * tiles
-  __device__ explicit Tile(const BlockCall& p) {
+  int start;
+  __device__ Tile(const BlockCall& p, int rows) {
     const int64_t tiles = (p.frames + kFrames - 1) / kFrames;
-    index = blockIdx.x;
+    const int blocks = (rows + kRows - 1) / kRows;
+    index = blockIdx.x / blocks;
+    start = static_cast<int>(blockIdx.x % blocks) * kRows;
     batch = index / tiles;
     first = index % tiles * kFrames;
     last = first + kFrames < p.frames ? first + kFrames : p.frames;
@@ -168,10 +173,10 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) expand(BlockCall p, Activations act) {
   DYNCP_SHARED(shared);
   const Tiles tiles(shared);
-  const Tile tile(p);
+  const Tile tile(p, p.hidden);
   const Lane lane;
   const int active = list_hidden<T>(p, act.skips, tile, tiles);
-  const int start = blockIdx.y * kRows;
+  const int start = tile.start;
   if (start >= active) return;
   float total[1][kColumnTiles][4] = {};
   add_products<T>(
@@ -198,9 +203,9 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) depthwise(BlockCall p, Activations act) {
   DYNCP_SHARED(shared);
   const Tiles tiles(shared);
-  const Tile tile(p);
+  const Tile tile(p, p.hidden);
   const int active = list_hidden<T>(p, act.skips, tile, tiles);
-  const int start = blockIdx.y * kRows;
+  const int start = tile.start;
   for (int i = threadIdx.x; i < kRows * kFrames; i += kThreads) {
     const int64_t frame = tile.first + i % kFrames;
     if (start + i / kFrames >= active || frame >= tile.last) continue;
@@ -219,10 +224,10 @@ template <class T, bool kGateGradient>
 __global__ void __launch_bounds__(kThreads) project(BlockCall p, Activations act, float* gate_gradient) {
   DYNCP_SHARED(shared);
   const Tiles tiles(shared);
-  const Tile tile(p);
+  const Tile tile(p, p.out_channels);
   const Lane lane;
   const int active = list_hidden<T>(p, act.skips, tile, tiles);
-  const int start = blockIdx.y * kRows;
+  const int start = tile.start;
   const bool gated = !kGateGradient && p.out_gate.data != nullptr;
   // One thread for each output row, then one for each frame.
   int* row_open = reinterpret_cast<int*>(tiles.order + (p.hidden + 7) / 8 * 8);
@@ -269,14 +274,15 @@ __global__ void __launch_bounds__(kThreads) project(BlockCall p, Activations act
 }
 
 // From the gradient of y to those of z, the second activation's input, the hidden gate (its part through z), and sums.
+// Two blocks at a time: with more, the registers of exact products would go through memory.
 template <class T>
-__global__ void __launch_bounds__(kThreads) hidden_gradient(BlockCall p, Activations act) {
+__global__ void __launch_bounds__(kThreads, 2) hidden_gradient(BlockCall p, Activations act) {
   DYNCP_SHARED(shared);
   const Tiles tiles(shared);
-  const Tile tile(p);
+  const Tile tile(p, p.hidden);
   const Lane lane;
   const int active = list_hidden<T>(p, act.skips, tile, tiles);
-  const int start = blockIdx.y * kRows;
+  const int start = tile.start;
   if (start >= active) return;
   int* frame_open = reinterpret_cast<int*>(tiles.order + (p.hidden + 7) / 8 * 8);
   int* out_open = frame_open + kFrames;
@@ -354,9 +360,9 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) expansion_gradient(BlockCall p, Activations act) {
   DYNCP_SHARED(shared);
   const Tiles tiles(shared);
-  const Tile tile(p);
+  const Tile tile(p, p.hidden);
   const int active = list_hidden<T>(p, act.skips, tile, tiles);
-  const int start = blockIdx.y * kRows;
+  const int start = tile.start;
   if (start >= active) return;
   const float slope = slope_of<T>(p.slope_in);
   for (int i = threadIdx.x; i < kRows * kFrames; i += kThreads) {
@@ -404,9 +410,9 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) input_gradient(BlockCall p, Activations act, T* result) {
   DYNCP_SHARED(shared);
   const Tiles tiles(shared);
-  const Tile tile(p);
+  const Tile tile(p, p.channels);
   const Lane lane;
-  const int start = blockIdx.y * kRows;
+  const int start = tile.start;
   float total[1][kColumnTiles][4] = {};
   if (p.w_in != nullptr) {
     const int active = list_hidden<T>(p, act.skips, tile, tiles);
@@ -520,7 +526,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 dim3 grid_of(const BlockCall& p, int rows) {
-  return dim3(static_cast<unsigned>(p.batch * tiles_of(p)), (rows + kRows - 1) / kRows);
+  return dim3(static_cast<unsigned>(p.batch * tiles_of(p) * ((rows + kRows - 1) / kRows)));
 }
 
 // Shared memory for the list of hidden channels, and flags for frames and `further` rows.
@@ -593,7 +599,9 @@ const char* launch_weight_gradient(const BlockCall& p, const Activations& act, c
     using T = decltype(type);
     const int rows = w.of_w_in ? p.hidden : p.out_channels;
     const int columns = w.of_w_in ? p.channels : p.hidden;
-    const dim3 grid(((rows + kRows - 1) / kRows) * ((columns + kColumns - 1) / kColumns), w.parts);
+    // Without columns there still is the sum of the rows.
+    const int column_blocks = columns > 0 ? (columns + kColumns - 1) / kColumns : 1;
+    const dim3 grid((rows + kRows - 1) / kRows * column_blocks, w.parts);
     if (w.of_w_in) return launch(weight_gradient<T, true>, grid, kThreads, shared_of(p, 0), stream, p, act, w);
     return launch(weight_gradient<T, false>, grid, kThreads, shared_of(p, 0), stream, p, act, w);
   });
@@ -601,6 +609,7 @@ const char* launch_weight_gradient(const BlockCall& p, const Activations& act, c
 
 const char* launch_sum(Storage storage, const float* values, int64_t count, int64_t inner_stride, int64_t terms,
                        int64_t outer_stride, void* result, int64_t offset, int64_t step, void* stream) {
+  if (count == 0) return nullptr;
   const dim3 grid(static_cast<unsigned>((count + kThreads - 1) / kThreads));
   BlockCall call;
   call.storage = storage;

@@ -32,13 +32,15 @@ struct Lane {
 };
 
 // Each kind of product has: Item, the type in shared memory; kStep, the depth of one step; step(), which adds one step
-// of a 16 x 8 tile, the pointers at row 0 and column 0 of the tile and at the step's first item.
+// of a 16 x 8 tile, the pointers at row 0 and column 0 of the tile and at the step's first item; kIsLong, whether a
+// step is so many instructions that several at once would only need more registers.
 
-// float32 on the ordinary units.
+// float32 on the ordinary units.  Rows begin at multiples of 16 bytes and are read four items at a time.
 struct ExactProduct {
   using Item = float;
   static constexpr int kStep = 8;
   static constexpr int kPad = 4;
+  static constexpr bool kIsLong = true;
   struct Left {
     const float* rows[2];
   };
@@ -49,12 +51,23 @@ struct ExactProduct {
     const float* b0 = tile + 2 * lane.t * stride;
     const float* b1 = b0 + stride;
     DYNCP_UNROLL
-    for (int k = 0; k < kStep; ++k) {
-      d[0] += a.rows[0][k] * b0[k];
-      d[1] += a.rows[0][k] * b1[k];
-      d[2] += a.rows[1][k] * b0[k];
-      d[3] += a.rows[1][k] * b1[k];
+    for (int k = 0; k < kStep; k += 4) {
+      const float4 above = four(a.rows[0] + k);
+      const float4 below = four(a.rows[1] + k);
+      const float4 left = four(b0 + k);
+      const float4 right = four(b1 + k);
+      add(d[0], above, left);
+      add(d[1], above, right);
+      add(d[2], below, left);
+      add(d[3], below, right);
     }
+  }
+  __device__ static float4 four(const float* items) { return *reinterpret_cast<const float4*>(items); }
+  __device__ static void add(float& sum, const float4& a, const float4& b) {
+    sum += a.x * b.x;
+    sum += a.y * b.y;
+    sum += a.z * b.z;
+    sum += a.w * b.w;
   }
 };
 
@@ -62,6 +75,7 @@ struct Tf32Product {
   using Item = float;
   static constexpr int kStep = 8;
   static constexpr int kPad = 4;
+  static constexpr bool kIsLong = false;
   struct Left {
     uint32_t words[4];
   };
@@ -82,6 +96,7 @@ struct ShortProduct {
   using Item = T;
   static constexpr int kStep = 16;
   static constexpr int kPad = 8;
+  static constexpr bool kIsLong = false;
   struct Left {
     uint32_t words[4];
   };
@@ -110,6 +125,20 @@ __device__ inline void ShortProduct<Half>::multiply(float (&d)[4], const uint32_
   multiply_float16(d, a, b);
 }
 
+// One step of the depth, from item k on.
+template <class Product, int kRowTiles>
+__device__ void multiply_step(float (&total)[kRowTiles][kColumnTiles][4], const typename Product::Item* left,
+                              int left_stride, const typename Product::Item* right, int right_stride, int k,
+                              const Lane& lane) {
+  DYNCP_UNROLL
+  for (int i = 0; i < kRowTiles; ++i) {
+    const typename Product::Left a = Product::left(left + i * 16 * left_stride + k, left_stride, lane);
+    DYNCP_UNROLL
+    for (int j = 0; j < kColumnTiles; ++j)
+      Product::step(total[i][j], a, right + j * 8 * right_stride + k, right_stride, lane);
+  }
+}
+
 // total += left (64 * kRowTiles x depth) right^T (64 x depth); depth is a multiple of kStep.
 template <class Product, int kRowTiles>
 __device__ void multiply_tiles(float (&total)[kRowTiles][kColumnTiles][4], const typename Product::Item* left,
@@ -117,14 +146,13 @@ __device__ void multiply_tiles(float (&total)[kRowTiles][kColumnTiles][4], const
                                const Lane& lane) {
   left += lane.warp_row * kRowTiles * 16 * left_stride;
   right += lane.warp_column * kColumnTiles * 8 * right_stride;
-  for (int k = 0; k < depth; k += Product::kStep) {
-    DYNCP_UNROLL
-    for (int i = 0; i < kRowTiles; ++i) {
-      const typename Product::Left a = Product::left(left + i * 16 * left_stride + k, left_stride, lane);
-      DYNCP_UNROLL
-      for (int j = 0; j < kColumnTiles; ++j)
-        Product::step(total[i][j], a, right + j * 8 * right_stride + k, right_stride, lane);
-    }
+  if constexpr (Product::kIsLong) {
+    DYNCP_NO_UNROLL
+    for (int k = 0; k < depth; k += Product::kStep)
+      multiply_step<Product, kRowTiles>(total, left, left_stride, right, right_stride, k, lane);
+  } else {
+    for (int k = 0; k < depth; k += Product::kStep)
+      multiply_step<Product, kRowTiles>(total, left, left_stride, right, right_stride, k, lane);
   }
 }
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dyncp_kernels._tf32 import tf32_allowed
 from dyncp_kernels.ops._checks import check_block, check_grad
 
 __all__ = ["BACKENDS", "PREFERENCE", "VARIABLE", "Backend", "chosen", "table", "use"]
@@ -102,7 +103,7 @@ def _cuda_implementation(op: str) -> Callable[..., Any]:
         return overload
 
     def run(*args: Any, **options: Any) -> Any:
-        return overload(*args, **options, allow_tf32=torch.get_float32_matmul_precision() != "highest")
+        return overload(*args, **options, allow_tf32=tf32_allowed())
 
     return run
 

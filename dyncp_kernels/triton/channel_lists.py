@@ -10,7 +10,7 @@ __all__ = ["list_channels"]
 
 @triton.jit
 def list_channels(
-    gate,  # (batch, channels, frames), uint8 or floating
+    gate,  # (batch, channels, frames), bool or floating
     order,  # int32 (batch, tiles, channels): open channels first, then the others, both in their order
     count,  # int32 (batch, tiles): how many are open
     opened,  # uint8 (batch, tiles, channels): whether each is open

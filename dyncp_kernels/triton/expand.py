@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from dyncp_kernels.triton.arithmetic import multiply
+from dyncp_kernels.triton.programs import tile_and_block
 
 __all__ = ["expand"]
 
@@ -36,7 +37,7 @@ def expand(
     BLOCK_C: tl.constexpr,  # noqa: N803
 ):
     """One program for each tile of BLOCK_T frames and each BLOCK_H places of its list."""
-    program = tl.program_id(0).to(tl.int64)
+    program, block = tile_and_block(hidden, BLOCK_H)
     batch = program // tiles
     frame = (program % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
     frame_ok = frame < frames
@@ -44,7 +45,7 @@ def expand(
     hidden_active = hidden
     if HAS_LIST:
         hidden_active = tl.load(hidden_count + hidden_list)
-    start = tl.program_id(1) * BLOCK_H
+    start = block * BLOCK_H
     if start < hidden_active:
         place = start + tl.arange(0, BLOCK_H)
         row_ok = place < hidden_active

@@ -9,7 +9,7 @@ from dyncp_kernels.triton.expand import expand
 from dyncp_kernels.triton.fused_block import fused_block
 from dyncp_kernels.triton.hidden_gradient import hidden_gradient
 from dyncp_kernels.triton.input_gradient import expansion_gradient, input_gradient
-from dyncp_kernels.triton.launches import ChannelList, gate_bytes, kernel, list_of, strides_of, tiles_of
+from dyncp_kernels.triton.launches import ChannelList, kernel, list_of, strides_of, tiles_of
 from dyncp_kernels.triton.project import project
 from dyncp_kernels.triton.tile_sizes import SplitTile, fused_tile, precision_of, split_tile
 from dyncp_kernels.triton.weight_gradient import weight_gradient
@@ -35,8 +35,8 @@ class _Block:
         assert w_dw is not None
         assert w_out is not None
         self.x = x
-        self.hidden_gate = gate_bytes(hidden_gate)
-        self.out_gate = gate_bytes(out_gate)
+        self.hidden_gate = hidden_gate
+        self.out_gate = out_gate
         self.w_in = w_in
         self.b_in = None if b_in is None else b_in.contiguous()
         self.w_dw = w_dw.contiguous()
@@ -140,7 +140,7 @@ def _expand(block: _Block, hidden_list: ChannelList, sizes: SplitTile) -> Tensor
         return block.x
     a = block.x.new_empty(block.batch, block.hidden, block.frames, dtype=torch.float32)
     tiles = tiles_of(block.frames, sizes.frames)
-    kernel(expand)[(block.batch * tiles, tiles_of(block.hidden, sizes.hidden))](
+    kernel(expand)[(block.batch * tiles * tiles_of(block.hidden, sizes.hidden),)](
         *(block.x, block.w_in, block.or_x(block.b_in), hidden_list.order, hidden_list.count, a),
         *(block.channels, block.hidden, block.frames, tiles, *block.x_strides, *block.w_in_strides),
         HIDDEN_TILES=hidden_list.per_tile,
@@ -169,7 +169,7 @@ def _project(
     out_gate = block.out_gate if is_output else None
     out_list = list_of(out_gate, sizes.frames, block.x)
     tiles = tiles_of(block.frames, sizes.frames)
-    kernel(project)[(block.batch * tiles, tiles_of(block.out_channels, sizes.project_out_channels))](
+    kernel(project)[(block.batch * tiles * tiles_of(block.out_channels, sizes.project_out_channels),)](
         *(block.x, a, block.or_x(grad), block.or_x(block.hidden_gate), block.or_x(out_gate)),
         *(block.w_dw, block.or_x(block.b_dw), block.w_out, block.or_x(block.b_out)),
         *(block.or_x(block.slope_in), block.or_x(block.slope_dw)),
@@ -217,7 +217,7 @@ def gated_conv_backward(
     ]
     results = [x.new_empty(0) if not want else None for want in wants]
     block = _Block(x, tensors, dilation, causal, residual)
-    if x.numel() == 0:
+    if block.batch * block.frames == 0 or block.out_channels == 0:
         return tuple(
             torch.zeros_like(tensor) if want and tensor is not None else x.new_empty(0)
             for want, tensor in zip(wants, inputs)
@@ -253,7 +253,7 @@ def gated_conv_backward(
     }
     launch_options = {"num_warps": sizes.warps, "num_stages": sizes.stages}
     hidden_grid = (programs, tiles_of(block.hidden, sizes.hidden))
-    kernel(hidden_gradient)[hidden_grid](
+    kernel(hidden_gradient)[(hidden_grid[0] * hidden_grid[1],)](
         *(a, grad, frame_open, block.or_x(block.hidden_gate), block.or_x(block.out_gate)),
         *(block.w_dw, block.or_x(block.b_dw), block.w_out, block.or_x(block.slope_in), block.or_x(block.slope_dw)),
         *(*lists, z, grad_c, grad_gate, grad_row),
@@ -297,7 +297,7 @@ def gated_conv_backward(
         results[0] = (grad_a + grad if residual else grad_a).to(x.dtype)
     elif wants[0]:
         results[0] = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        kernel(input_gradient)[(programs, tiles_of(block.channels, sizes.channels))](
+        kernel(input_gradient)[(programs * tiles_of(block.channels, sizes.channels),)](
             *(grad, grad_a, block.or_x(block.hidden_gate), block.w_in, hidden_list.order, hidden_list.count),
             *(results[0], block.channels, block.hidden, block.frames, tiles),
             *(*grad.stride(), *block.hidden_gate_strides, *block.w_in_strides),
@@ -364,11 +364,12 @@ def _weight_gradient(
     block_n = min(sizes.channels, 64)
     tiles = tiles_of(block.frames, sizes.frames)
     programs = block.batch * tiles
-    blocks = tiles_of(rows, block_m) * tiles_of(columns, block_n)
-    parts = max(1, min(programs, _WEIGHT_PROGRAMS // blocks))
+    # Without columns there still is the sum of the rows.
+    row_blocks, column_blocks = tiles_of(rows, block_m), max(1, tiles_of(columns, block_n))
+    parts = max(1, min(programs, _WEIGHT_PROGRAMS // (row_blocks * column_blocks)))
     product = left.new_empty(parts, rows, columns, dtype=torch.float32)
     row_sum = left.new_empty(parts, rows, dtype=torch.float32)
-    kernel(weight_gradient)[(tiles_of(rows, block_m), tiles_of(columns, block_n), parts)](
+    kernel(weight_gradient)[(row_blocks, column_blocks, parts)](
         *(left, right, block.or_x(left_gate), block.or_x(right_gate), block.or_x(frame_open), product, row_sum),
         *(rows, columns, block.frames, tiles, programs, parts, *left.stride(), *right.stride()),
         *(*strides_of(left_gate), *strides_of(right_gate)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dyncp_kernels.triton.launches import gate_bytes, kernel, list_of, tiles_of
+from dyncp_kernels.triton.launches import kernel, list_of, tiles_of
 from dyncp_kernels.triton.step import step
 from dyncp_kernels.triton.tile_sizes import precision_of, step_tile
 
@@ -26,8 +26,7 @@ def gated_conv_step(
     updated = torch.empty(history.shape, dtype=history.dtype, device=history.device)
     if streams == 0:
         return y, updated
-    tile = step_tile(streams, channels, hidden, out_channels, hidden_gate is not None)
-    hidden_gate, out_gate = gate_bytes(hidden_gate), gate_bytes(out_gate)
+    tile = step_tile(streams, channels, hidden, out_channels, history.shape[2], hidden_gate is not None)
     # To the lists the streams are the frames of one item.
     hidden_list = list_of(_as_item(hidden_gate), tile.streams, x, always_per_tile=True)
     out_list = list_of(_as_item(out_gate), tile.streams, x, always_per_tile=True)
@@ -61,6 +60,7 @@ def gated_conv_step(
         BLOCK_H=tile.hidden,
         BLOCK_C=tile.channels,
         BLOCK_O=tile.out_channels,
+        BLOCK_R=tile.history,
         num_warps=tile.warps,
         num_stages=2,
     )

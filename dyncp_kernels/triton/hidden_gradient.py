@@ -7,6 +7,7 @@ import triton.language as tl
 
 from dyncp_kernels.triton.arithmetic import activate, multiply, select, slope_of
 from dyncp_kernels.triton.depthwise import gate_tile, hidden_tile
+from dyncp_kernels.triton.programs import tile_and_block
 
 __all__ = ["hidden_gradient"]
 
@@ -69,7 +70,7 @@ def hidden_gradient(
     BLOCK_O: tl.constexpr,  # noqa: N803
 ):
     """One program for each tile of BLOCK_T frames and each BLOCK_H places of its list."""
-    program = tl.program_id(0).to(tl.int64)
+    program, block = tile_and_block(hidden, BLOCK_H)
     batch = program // tiles
     frame = (program % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
     frame_ok = frame < frames
@@ -77,7 +78,7 @@ def hidden_gradient(
     hidden_active = hidden
     if HAS_HIDDEN_LIST:
         hidden_active = tl.load(hidden_count + hidden_list)
-    start = tl.program_id(1) * BLOCK_H
+    start = block * BLOCK_H
     if start < hidden_active:
         place = start + tl.arange(0, BLOCK_H)
         row_ok = place < hidden_active

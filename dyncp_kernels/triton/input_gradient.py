@@ -7,6 +7,7 @@ import triton.language as tl
 
 from dyncp_kernels.triton.arithmetic import activate, multiply, select, slope_of
 from dyncp_kernels.triton.depthwise import gate_tile
+from dyncp_kernels.triton.programs import tile_and_block
 
 __all__ = ["expansion_gradient", "input_gradient"]
 
@@ -130,11 +131,11 @@ def input_gradient(
     BLOCK_C: tl.constexpr,  # noqa: N803
 ):
     """W_in^T grad_a [+ grad]: one program for each tile of BLOCK_T frames and each BLOCK_C channels."""
-    program = tl.program_id(0).to(tl.int64)
+    program, block = tile_and_block(channels, BLOCK_C)
     batch = program // tiles
     frame = (program % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
     frame_ok = frame < frames
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     channel_ok = channel < channels
     channel = channel.to(tl.int64)
     hidden_list = program if HIDDEN_TILES else batch

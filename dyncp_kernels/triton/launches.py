@@ -11,7 +11,7 @@ from torch.library import wrap_triton
 
 from dyncp_kernels.triton.channel_lists import list_channels
 
-__all__ = ["ChannelList", "gate_bytes", "kernel", "list_of", "strides_of", "tiles_of"]
+__all__ = ["ChannelList", "kernel", "list_of", "strides_of", "tiles_of"]
 
 
 def kernel(function: Any) -> Any:
@@ -24,11 +24,6 @@ def kernel(function: Any) -> Any:
 def tiles_of(frames: int, span: int) -> int:
     """Tiles of `span` frames that cover `frames`."""
     return (frames + span - 1) // span
-
-
-def gate_bytes(gate: Tensor | None) -> Tensor | None:
-    """The gate as kernels read it: booleans as bytes, floating-point gates as they are."""
-    return gate.view(torch.uint8) if gate is not None and gate.dtype == torch.bool else gate
 
 
 def strides_of(tensor: Tensor | None, count: int = 3) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from dyncp_kernels.triton.arithmetic import activate, multiply, select, slope_of
 from dyncp_kernels.triton.depthwise import gate_tile, hidden_tile
+from dyncp_kernels.triton.programs import tile_and_block
 
 __all__ = ["project"]
 
@@ -71,7 +72,7 @@ def project(
     BLOCK_O: tl.constexpr,  # noqa: N803
 ):
     """One program for each tile of BLOCK_T frames and each BLOCK_O output channels."""
-    program = tl.program_id(0).to(tl.int64)
+    program, block = tile_and_block(out_channels, BLOCK_O)
     batch = program // tiles
     frame = (program % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
     frame_ok = frame < frames
@@ -86,7 +87,7 @@ def project(
     if HAS_HIDDEN_LIST:
         hidden_active = tl.load(hidden_count + hidden_list)
         hidden_order += hidden_list * hidden
-    out_lane = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    out_lane = block * BLOCK_O + tl.arange(0, BLOCK_O)
     out_exists = out_lane < out_channels
     out_row = out_lane
     out_active = out_exists
@@ -95,7 +96,7 @@ def project(
         out_total = tl.load(out_count + out_list)
         out_row = tl.load(out_order + out_list * out_channels + out_lane, mask=out_exists, other=0)
         out_active = out_lane < out_total
-        hidden_active = tl.where(tl.program_id(1) * BLOCK_O < out_total, hidden_active, 0)
+        hidden_active = tl.where(block * BLOCK_O < out_total, hidden_active, 0)
     out_row = out_row.to(tl.int64)
 
     total = tl.zeros([BLOCK_O, BLOCK_T], tl.float32)

@@ -21,6 +21,37 @@ def product(w_tile, x_tile, total, PRECISION: tl.constexpr, ONE_STREAM: tl.const
 
 
 @triton.jit
+def move_on(
+    history,
+    updated,
+    row,
+    row_ok,
+    first_stream,
+    streams,
+    hidden,
+    stream_stride,
+    row_stride,
+    frame_stride,
+    REACH: tl.constexpr,  # noqa: N803
+    BLOCK_S: tl.constexpr,  # noqa: N803
+    BLOCK_R: tl.constexpr,  # noqa: N803
+):
+    """All but the newest frame of the given rows' new history: the old one from its second frame on.
+
+    A stream at a time, so that neighbouring threads move neighbouring frames.
+    """
+    for index in range(BLOCK_S):
+        stream = first_stream + index
+        old = history + stream * stream_stride + row[:, None] * row_stride
+        new = updated + (stream * hidden + row[:, None]) * REACH
+        for start in tl.static_range(0, REACH - 1, BLOCK_R):
+            frame = start + tl.arange(0, BLOCK_R)
+            moved = row_ok[:, None] & (frame < REACH - 1)[None, :] & (stream < streams)
+            kept = tl.load(old + (frame + 1)[None, :] * frame_stride, mask=moved)
+            tl.store(new + frame[None, :], kept, mask=moved)
+
+
+@triton.jit
 def step(
     x,  # (streams, channels)
     history,  # (streams, hidden, REACH)
@@ -73,6 +104,7 @@ def step(
     BLOCK_H: tl.constexpr,  # noqa: N803
     BLOCK_C: tl.constexpr,  # noqa: N803
     BLOCK_O: tl.constexpr,  # noqa: N803
+    BLOCK_R: tl.constexpr,  # noqa: N803  frames of the history that move at a time
 ):
     """One program for each BLOCK_S streams and each BLOCK_O output channels; the first of those keeps the history."""
     REACH: tl.constexpr = (TAPS - 1) * DILATION  # noqa: N806
@@ -140,7 +172,6 @@ def step(
             u = select(u, gate)
 
         old = history + stream[None, :] * history_stream_stride + row[:, None] * history_row_stride
-        new = updated + (stream[None, :] * hidden + row[:, None]) * REACH
         newest = tl.load(w_dw + row * TAPS + (TAPS - 1), mask=row_ok, other=0.0).to(tl.float32)
         z = newest[:, None] * u
         for tap in tl.static_range(TAPS - 1):
@@ -148,9 +179,22 @@ def step(
             past = tl.load(old + tap * DILATION * history_frame_stride, mask=inside, other=0.0).to(tl.float32)
             z += weight[:, None] * past
         if REACH > 0:
-            for age in range(REACH - 1):
-                kept = tl.load(old + (age + 1) * history_frame_stride, mask=inside, other=0.0)
-                tl.store(new + age, kept, mask=inside & keeps_history)
+            move_on(
+                history,
+                updated,
+                row,
+                row_ok & keeps_history,
+                tile * BLOCK_S,
+                streams,
+                hidden,
+                history_stream_stride,
+                history_row_stride,
+                history_frame_stride,
+                REACH,
+                BLOCK_S,
+                BLOCK_R,
+            )
+            new = updated + (stream[None, :] * hidden + row[:, None]) * REACH
             tl.store(new + (REACH - 1), u.to(updated.dtype.element_ty), mask=inside & keeps_history)
         if HAS_B_DW:
             z += tl.load(b_dw + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
@@ -171,10 +215,22 @@ def step(
             row_ok = place < hidden
             row = tl.load(hidden_order + place, mask=row_ok, other=0).to(tl.int64)
             inside = row_ok[:, None] & stream_ok[None, :] & keeps_history
-            old = history + stream[None, :] * history_stream_stride + row[:, None] * history_row_stride
+            move_on(
+                history,
+                updated,
+                row,
+                row_ok & keeps_history,
+                tile * BLOCK_S,
+                streams,
+                hidden,
+                history_stream_stride,
+                history_row_stride,
+                history_frame_stride,
+                REACH,
+                BLOCK_S,
+                BLOCK_R,
+            )
             new = updated + (stream[None, :] * hidden + row[:, None]) * REACH
-            for age in range(REACH - 1):
-                tl.store(new + age, tl.load(old + (age + 1) * history_frame_stride, mask=inside), mask=inside)
             zero = tl.zeros([BLOCK_H, BLOCK_S], updated.dtype.element_ty)
             tl.store(new + (REACH - 1), zero, mask=inside)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from dyncp_kernels._tf32 import tf32_allowed
+
 __all__ = ["FusedTile", "SplitTile", "StepTile", "fused_tile", "precision_of", "split_tile", "step_tile"]
 
 
@@ -44,6 +46,7 @@ class StepTile:
     hidden: int
     channels: int
     out_channels: int
+    history: int
     warps: int
 
 
@@ -51,7 +54,7 @@ def precision_of(dtype: torch.dtype) -> str:
     """How products are computed: "ieee" or "tf32" for float32, as torch allows it, "split" for the 16-bit types."""
     if dtype != torch.float32:
         return "split_wide" if triton.knobs.runtime.interpret else "split"
-    return "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
+    return "tf32" if tf32_allowed() else "ieee"
 
 
 def _power_of_two(size: int, least: int, most: int) -> int:
@@ -94,13 +97,13 @@ def split_tile(channels: int, hidden: int, out_channels: int, precision: str) ->
         channels=_power_of_two(channels, 16, 32 if is_exact else 64),
         out_channels=_power_of_two(out_channels, 16, 32 if is_exact else 64),
         project_out_channels=out_block,
-        project_warps=8 if out_block >= 128 else 4,
+        project_warps=8 if is_exact or out_block >= 128 else 4,
         warps=4,
         stages=2,
     )
 
 
-def step_tile(streams: int, channels: int, hidden: int, out_channels: int, is_gated: bool) -> StepTile:
+def step_tile(streams: int, channels: int, hidden: int, out_channels: int, reach: int, is_gated: bool) -> StepTile:
     """Blocks of `step`.
 
     A tile of streams reads the union of their channels once; a stream by itself reads only its own.  Gates of
@@ -113,5 +116,6 @@ def step_tile(streams: int, channels: int, hidden: int, out_channels: int, is_ga
         hidden=_power_of_two(hidden, 16, 32),
         channels=_power_of_two(channels, 16, 64),
         out_channels=_power_of_two(out_channels, 16, 512),
+        history=_power_of_two(reach - 1, 1, 64),
         warps=4 if out_channels <= 256 else 8,
     )

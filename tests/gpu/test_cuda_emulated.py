@@ -86,3 +86,26 @@ def test_tf32_is_close_and_only_used_when_allowed(library):
         exact, fast = map(float, line.split())
         assert exact < 2e-6
         assert 1e-5 < fast < 1e-3
+
+
+FAR = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+x, w, w_out = torch.randn(1, 4, 5), torch.randn(4, 3), torch.randn(4, 4)
+for dilation in (2**29, 2**29 + 1, 2**62):
+    try:
+        y = torch.ops.dyncp_cuda.gated_conv(x, None, None, None, None, w, None, w_out, None, dilation=dilation)
+        print(tuple(y.shape))
+    except RuntimeError as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+def test_taps_beyond_32_bits_are_refused(library):
+    command = [sys.executable, "-c", FAR, str(library)]
+    result = subprocess.run(command, env=_environment(library), capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    kept, *refused = result.stdout.splitlines()
+    assert kept == "(1, 4, 5)"
+    assert all("(taps - 1) * dilation must be at most 2^30" in line for line in refused)
+    assert len(refused) == 2

@@ -215,6 +215,45 @@ def test_results_are_bitwise_reproducible(engine):
     assert all(torch.equal(one, other) for one, other in zip(first, second))
 
 
+EMPTY = {"no items": (0, 5, 7, 5), "no frames": (2, 5, 0, 5), "no input channels": (2, 0, 7, 5)}
+EMPTY["no output channels"] = (2, 5, 7, 0)
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_empty_sizes_give_empty_or_zero_results(engine, case):
+    batch, channels, frames, out_channels = EMPTY[case]
+
+    def draw(*shape):
+        return torch.randn(*shape).to(engine.device)
+
+    x, grad = draw(batch, channels, frames), draw(batch, out_channels, frames)
+    tensors = [draw(batch, 9, frames) > 0, None, draw(9, channels), draw(9), draw(9, 3), draw(9)]
+    tensors += [draw(out_channels, 9), draw(out_channels), None, None]
+    expected = gated_conv_reference(x, *tensors, residual=False)
+    assert_close("y", expected, engine.gated_conv(x, *tensors, residual=False), TOLERANCE[x.dtype])
+    gradients = reference_backward(grad, x, *tensors, residual=False)
+    actual = engine.gated_conv_backward(grad, x, *tensors, residual=False)
+    for name, want, have in zip(("x", *NAMES), gradients, actual):
+        assert_close(name, want, have, 2e-5)
+
+
+def test_frames_and_steps_of_size_zero_or_one(engine):
+    x, tensors = block(engine, frames=1, batch=2)
+    expected = gated_conv_reference(x, *tensors, dilation=2)
+    assert_close("y", expected, engine.gated_conv(x, *tensors, dilation=2), TOLERANCE[x.dtype])
+    none = [tensor[:0, :, 0] if index < 2 else tensor for index, tensor in enumerate(tensors)]
+    y, history = engine.gated_conv_step(x[:0, :, 0], x.new_zeros(0, 40, 4), *none, dilation=2)
+    assert y.shape == (0, 20)
+    assert history.shape == (0, 40, 4)
+
+
+def test_more_channels_than_one_kernel_takes(engine):
+    """So many output channels that hidden activations go through memory."""
+    x, tensors = block(engine, channels=272, hidden=24, frames=40, batch=1)
+    expected = gated_conv_reference(x, *tensors, dilation=2)
+    assert_close("y", expected, engine.gated_conv(x, *tensors, dilation=2), TOLERANCE[x.dtype])
+
+
 STEP_CASES = {
     "one stream": {"batch": 1},
     "five streams with gates of their own": {"batch": 5},
@@ -224,6 +263,7 @@ STEP_CASES = {
     "no expansion": {"batch": 3, "has_w_in": False},
     "one tap": {"batch": 2, "taps": 1},
     "bfloat16": {"batch": 3, "dtype": torch.bfloat16},
+    "a past of 120 frames": {"batch": 3, "dilation": 60},
 }
 
 
@@ -232,19 +272,19 @@ def test_step_equals_reference(engine, case):
     settings = dict(STEP_CASES[case])
     if engine.name == "emulator":
         settings["batch"] = min(settings["batch"], 20)  # it has one block for each stream, whatever their number
+    dilation = settings.pop("dilation", 2)
     x, tensors = block(engine, frames=1, **settings)
     x = x[:, :, 0]
     tensors = [gate if gate is None or index > 1 else gate[:, :, 0] for index, gate in enumerate(tensors)]
-    history = torch.randn(x.shape[0], tensors[4].shape[0], (tensors[4].shape[1] - 1) * 2).to(x)
-    expected_y, expected_history = gated_conv_step_reference(x, history, *tensors, dilation=2)
+    history = torch.randn(x.shape[0], tensors[4].shape[0], (tensors[4].shape[1] - 1) * dilation).to(x)
+    expected_y, expected_history = gated_conv_step_reference(x, history, *tensors, dilation=dilation)
     before = history.clone()
-    y, updated = engine.gated_conv_step(x, history, *tensors, dilation=2)
+    y, updated = engine.gated_conv_step(x, history, *tensors, dilation=dilation)
     assert torch.equal(history, before)
     assert_close("y", expected_y, y, TOLERANCE[x.dtype])
     assert_close("history", expected_history, updated, TOLERANCE[x.dtype])
-    assert_close(
-        "y in place", expected_y, engine.gated_conv_step_(x, history, *tensors, dilation=2), TOLERANCE[x.dtype]
-    )
+    y = engine.gated_conv_step_(x, history, *tensors, dilation=dilation)
+    assert_close("y in place", expected_y, y, TOLERANCE[x.dtype])
     assert torch.equal(history, updated)
 
 

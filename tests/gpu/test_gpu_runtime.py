@@ -60,6 +60,29 @@ def test_tf32_when_torch_allows_it(backend):
     assert not torch.equal(y, ops.gated_conv(x, *gates, *weights))
 
 
+def test_tf32_when_only_the_newer_setting_allows_it(backend):
+    x, gates, weights = draw(2, 128, 256, 250)
+    exact = ops.gated_conv(x, *gates, *weights)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        y = ops.gated_conv(x, *gates, *weights)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert close(exact, y, 2e-3)
+    assert not torch.equal(exact, y)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_runs_on_the_device_of_its_arguments(backend):
+    x, gates, weights = draw(2, 128, 256, 250)
+    expected = ops.gated_conv(x, *gates, *weights)
+    there = [tensor.to("cuda:1") for tensor in (x, *gates, *weights)]
+    y = ops.gated_conv(*there)
+    assert y.device == torch.device("cuda:1")
+    assert close(expected.cpu(), y.cpu(), 1e-6)
+
+
 def test_runs_on_the_current_stream(backend):
     x, gates, weights = draw(4, 128, 256, 250)
     expected = ops.gated_conv(x, *gates, *weights)
@@ -109,6 +132,43 @@ def test_step_graph_for_many_streams(backend):
         assert close(expected[1], updated[some])
 
 
+def test_step_in_place_replays_frame_after_frame(backend):
+    x, gates, weights = draw(16, 128, 256, 1)
+    frame, now = x[:, :, 0].contiguous(), [gate[:, :, 0].contiguous() for gate in gates]
+    history = torch.zeros(16, 256, 4, device="cuda")
+    ops.gated_conv_step_(frame, history.clone(), *now, *weights, dilation=2)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = ops.gated_conv_step_(frame, history, *now, *weights, dilation=2)
+    state = torch.zeros(16, 256, 4, device="cuda")
+    for _ in range(6):
+        frame.normal_()
+        for gate in now:
+            gate.copy_(torch.rand(gate.shape, device="cuda") < 0.3)
+        graph.replay()
+        expected, state = gated_conv_step_reference(frame, state, *now, *weights, dilation=2)
+        assert close(expected, y)
+        assert close(state, history)
+
+
+def test_graph_of_the_gradient_replays(backend):
+    x, gates, weights = draw(2, 128, 256, 250)
+    grad = torch.randn_like(x)
+    backward = torch.ops.dyncp.gated_conv_backward
+    backward(grad, x, *gates, *weights)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = backward(grad, x, *gates, *weights)
+    grad.normal_()
+    for gate in gates:
+        gate.copy_(torch.rand(gate.shape, device="cuda") < 0.6)
+    graph.replay()
+    for want, have in zip(backward(grad, x, *gates, *weights), results):
+        assert torch.equal(want, have)
+
+
 def test_gradients_reach_leaves(backend):
     x, gates, weights = draw(2, 128, 256, 250)
     leaves = [tensor.requires_grad_() for tensor in (x, *weights)]
@@ -127,6 +187,32 @@ def test_compiled_function_equals_eager(backend):
 
     compiled = torch.compile(block, fullgraph=True)
     assert close(block(x), compiled(x), 1e-6)
+
+
+def test_compiled_gradients_equal_eager(backend):
+    x, gates, weights = draw(2, 128, 256, 100)
+    leaves = [tensor.requires_grad_() for tensor in (x, *weights)]
+    grad = torch.randn(2, 128, 100, device="cuda")
+
+    def block(x, *weights):
+        return ops.gated_conv(x, *gates, *weights)
+
+    expected = torch.autograd.grad(block(*leaves), leaves, grad)
+    actual = torch.autograd.grad(torch.compile(block, fullgraph=True)(*leaves), leaves, grad)
+    for want, have in zip(expected, actual):
+        assert close(want, have, 1e-5)
+
+
+def test_compiled_step_equals_eager(backend):
+    x, gates, weights = draw(16, 128, 256, 1)
+    frame, now = x[:, :, 0].contiguous(), [gate[:, :, 0].contiguous() for gate in gates]
+    history = torch.randn(16, 256, 4, device="cuda")
+
+    def step(frame, history):
+        return ops.gated_conv_step(frame, history, *now, *weights, dilation=2)
+
+    for want, have in zip(step(frame, history), torch.compile(step, fullgraph=True)(frame, history)):
+        assert close(want, have, 1e-6)
 
 
 def test_more_than_2_to_the_31_values(backend):

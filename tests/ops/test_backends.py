@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dyncp_kernels._tf32 import tf32_allowed
 from dyncp_kernels.ops import backends
 
 
@@ -59,3 +60,25 @@ def test_table_names_every_back_end_and_why_it_cannot_run(monkeypatch):
     _pretend(monkeypatch, ("reference",))
     rows = {name: state for name, state, _ in backends.table()}
     assert rows == {"triton": "triton is missing", "cuda": "cuda is missing", "reference": "available"}
+
+
+@pytest.fixture
+def precision():
+    """The settings of float32 products, put back afterwards."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("how", ["set_float32_matmul_precision", "allow_tf32", "fp32_precision"])
+def test_tf32_is_used_however_torch_was_told_to_allow_it(precision, how):
+    assert not tf32_allowed()
+    if how == "set_float32_matmul_precision":
+        torch.set_float32_matmul_precision("high")
+    else:
+        setattr(torch.backends.cuda.matmul, how, True if how == "allow_tf32" else "tf32")
+    assert tf32_allowed()
+    triton_sizes = pytest.importorskip("dyncp_kernels.triton.tile_sizes", reason="triton is not installed")
+    assert triton_sizes.precision_of(torch.float32) == "tf32"

@@ -7,13 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-pytest.importorskip("triton", reason="triton is not installed")
+triton = pytest.importorskip("triton", reason="triton is not installed")
 
 SUITE = Path(__file__).resolve().parent.parent / "gpu" / "test_gpu_block.py"
 
 
+def _numbers(version):
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+@pytest.mark.skipif(
+    _numbers(triton.__version__) < (3, 7) and _numbers(np.__version__) >= (2, 4),
+    reason="the interpreter of Triton before 3.7 needs NumPy before 2.4",
+)
 def test_block_suite_passes_under_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "DYNCP_TEST_ENGINE": "interpreter", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(SUITE)]

@@ -55,6 +55,16 @@ def _trace(function, arguments):
     return graphs, out
 
 
+# What the kernels write; if torch's analysis of a kernel fails, it takes all arguments for written and copies them.
+RESULTS = {*("order", "count", "opened", "y", "a", "z", "grad_c", "grad_row", "grad_a", "grad_slope", "grad_x")}
+RESULTS |= {"product", "row_sum", "updated"}
+
+
+def _written(graph):
+    nodes = [node for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+    return {name for node in nodes for name in node.kwargs["tensors_to_clone"]}
+
+
 def _targets(graph):
     return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
 
@@ -73,6 +83,39 @@ def test_forward_and_backward_trace_to_kernels(on_triton):
         targets = _targets(graph)
         assert sum("triton_kernel_wrapper" in target for target in targets) >= kernels
         assert not any("dyncp" in target for target in targets)
+        assert _written(graph) <= RESULTS
+
+
+class _Launched:
+    """Stands for a kernel that Inductor has compiled."""
+
+    def __init__(self, name, launches):
+        self.name = name
+        self.launches = launches
+
+    def run(self, *args, **options):
+        self.launches.append(self.name)
+
+
+def test_inductor_generates_the_code_around_the_kernels(on_triton, monkeypatch):
+    """Only the kernels themselves are left out, which need a GPU."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    launches = []
+    monkeypatch.setattr(AsyncCompile, "triton", lambda self, name, *args, **options: _Launched(name, launches))
+    x, gate, w_in, w_dw, w_out = _arguments()
+    x.requires_grad_()
+    w_in.requires_grad_()
+
+    def block(x, w_in):
+        return ops.gated_conv(x, gate, None, w_in, None, w_dw, None, w_out, None)
+
+    torch._dynamo.reset()
+    y = torch.compile(block, fullgraph=True)(x, w_in)
+    assert launches == ["list_channels", "fused_block"]
+    y.backward(torch.ones_like(y))
+    assert launches[3:] == ["expand", "hidden_gradient", "expansion_gradient", "input_gradient", "weight_gradient"]
+    torch._dynamo.reset()
 
 
 def test_step_traces_to_kernels(on_triton):

@@ -19,7 +19,7 @@
 #define __device__
 #define __host__
 #define __global__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define DYNCP_SHARED(name) unsigned char* name = ::emulator::shared_memory()
 #define DYNCP_UNROLL
 #define DYNCP_NO_UNROLL
@@ -29,8 +29,13 @@ struct dim3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-struct uint4 {
+// As on the device, a vector has to begin at a multiple of its size.
+struct alignas(16) uint4 {
   uint32_t x, y, z, w;
+};
+
+struct alignas(16) float4 {
+  float x, y, z, w;
 };
 
 namespace emulator {
