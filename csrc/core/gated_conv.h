@@ -51,6 +51,7 @@ struct GatedConv {
   const void* x = nullptr;  // (batch, channels, frames), frames contiguous
   int64_t x_batch_stride = 0;
   int64_t x_channel_stride = 0;
+  int64_t y_channel_stride = 0;  // of the output of gated_conv; 0: frames
   Gate hidden_gate;
   Gate out_gate;
 
@@ -83,7 +84,8 @@ struct History {
 // Throws std::runtime_error for another name.
 void set_offline_strategy(const char* name);
 
-// y: (batch, out_channels, frames), contiguous.  The result does not depend on how parallel_for partitions the work.
+// y: (batch, out_channels, frames), contiguous but for y_channel_stride.  The result does not depend on how
+// parallel_for partitions the work.
 void gated_conv(const GatedConv& call, void* y, ParallelFor parallel_for);
 
 // One frame: x is (batch, channels), gates have no frames; y: (batch, out_channels), contiguous.

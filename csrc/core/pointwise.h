@@ -21,7 +21,8 @@ struct Pointwise {
   const void* x = nullptr;  // (batch, channels, frames), frames contiguous
   int64_t x_batch_stride = 0;
   int64_t x_channel_stride = 0;
-  const void* w = nullptr;  // (out_channels, channels), columns contiguous
+  int64_t y_channel_stride = 0;  // of the output; 0: frames
+  const void* w = nullptr;       // (out_channels, channels), columns contiguous
   int64_t w_row_stride = 0;
   const void* b = nullptr;  // may be null
 };

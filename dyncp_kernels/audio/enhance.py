@@ -12,6 +12,7 @@ from dyncp_kernels.audio import stft as transform
 from dyncp_kernels.nn.calibrate import shift_for_budget
 
 if TYPE_CHECKING:
+    from dyncp_kernels.clip_engine import ClipEngine
     from dyncp_kernels.nn.block import BlockGates
 
 Samples = TypeVar("Samples", Tensor, "np.ndarray[Any, Any]")
@@ -21,19 +22,20 @@ __all__ = ["checked_samples", "enhance", "model_device"]
 
 @overload
 def enhance(
-    model: nn.Module, samples: Samples, *, budget: float | None = ..., return_gates: Literal[False] = ...
+    model: nn.Module | ClipEngine, samples: Samples, *, budget: float | None = ..., return_gates: Literal[False] = ...
 ) -> Samples: ...
 @overload
 def enhance(
-    model: nn.Module, samples: Samples, *, budget: float | None = ..., return_gates: Literal[True]
+    model: nn.Module | ClipEngine, samples: Samples, *, budget: float | None = ..., return_gates: Literal[True]
 ) -> tuple[Samples, list[BlockGates]]: ...
 def enhance(
-    model: nn.Module, samples: Samples, *, budget: float | None = None, return_gates: bool = False
+    model: nn.Module | ClipEngine, samples: Samples, *, budget: float | None = None, return_gates: bool = False
 ) -> Samples | tuple[Samples, list[BlockGates]]:
     """Enhance whole signals at the model's sample rate.
 
     Args:
-        model: a ``ConvFSENet`` in eval mode or its folded ``InferenceConvFSENet``, which is the fast one.
+        model: a ``ConvFSENet`` in eval mode, its folded ``InferenceConvFSENet``, which is faster, or on the CPU the
+            :class:`dyncp_kernels.clip_engine.ClipEngine` of either, which is the fastest.
         samples: (N,) or (B, N) real samples, full scale 1.0, float32 or float64, numpy or torch. The network runs in
             float32 on the model's device.
         budget: share of channels to keep, 0 to 1, for a calibrated gated model; None for its trained operating point.
@@ -61,8 +63,10 @@ def enhance(
     return (restore(enhanced), gates) if return_gates else restore(enhanced)
 
 
-def model_device(model: nn.Module) -> torch.device:
-    """Device of the model's first tensor."""
+def model_device(model: nn.Module | ClipEngine) -> torch.device:
+    """Device of the model's first tensor; the CPU for an engine."""
+    if not isinstance(model, nn.Module):
+        return torch.device("cpu")
     return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 

@@ -4,6 +4,8 @@
 // instead of the many of the block.
 #include "core/kernels/channel_gate.h"
 
+#include <type_traits>
+
 #include "core/kernels/pack.h"
 #include "core/kernels/product.h"
 #include "core/kernels/storage.h"
@@ -35,14 +37,22 @@ class Network {
     const int64_t begin = index % tiles * kTile;
     const int64_t frames = call_.frames - begin < kTile ? call_.frames - begin : kTile;
     const Storage* x = static_cast<const Storage*>(call_.x) + item * call_.x_batch_stride + begin;
-    pack_tile<T>(x, call_.x_channel_stride, call_.channels, frames, x_tile_);
+    const T* values = x_tile_;
+    int64_t stride = kTile;
+    if (std::is_same<T, Storage>::value && frames == kTile) {
+      // So few rows of weights read a tile of x that packing it first does not pay.
+      values = reinterpret_cast<const T*>(x);
+      stride = call_.x_channel_stride;
+    } else {
+      pack_tile<T>(x, call_.x_channel_stride, call_.channels, frames, x_tile_);
+    }
     const RowBlocks blocks(call_.width);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const int64_t first = blocks.begin(block);
       const T* w[kBlockRows];
       for (int r = 0; r < blocks.size(block); ++r) w[r] = weights(call_.w_reduce) + (first + r) * call_.channels;
-      product_block<T>(blocks.size(block), w, nullptr, call_.channels, x_tile_, whole_vectors<T>(frames),
-                       row(item, first) + begin, width_);
+      product_block<T>(blocks.size(block), w, nullptr, call_.channels, values, whole_vectors<T>(frames),
+                       row(item, first) + begin, width_, stride);
     }
   }
 

@@ -140,6 +140,11 @@ class Tiles {
     return static_cast<const Storage*>(call_.x) + item_ * call_.x_batch_stride + channel * call_.x_channel_stride;
   }
 
+  Storage* y_row(int64_t row) const {
+    const int64_t stride = call_.y_channel_stride == 0 ? call_.frames : call_.y_channel_stride;
+    return y_ + (item_ * call_.out_channels + row) * stride;
+  }
+
   // Fills the history of a tile that has no predecessor in this range: u at [first - left, first + right), in the way
   // that the tiles before it do.
   void start(int64_t first) {
@@ -563,7 +568,7 @@ class Tiles {
 
   // y of a row whose branch is pruned throughout the tile.
   void skip(int64_t row, int64_t begin, int64_t frames) {
-    Storage* y = y_ + (item_ * call_.out_channels + row) * call_.frames + begin;
+    Storage* y = y_row(row) + begin;
     if (call_.residual) {
       __builtin_memcpy(y, x_row(row) + begin, frames * sizeof(Storage));
     } else {
@@ -782,7 +787,7 @@ class Tiles {
   DYNCP_INLINE void write(int64_t row, int64_t begin, int64_t frames, T* sums, const T* more, uint64_t open) {
     const auto gate = out_gate();
     const Vec<T> bias = broadcast(call_.b_out == nullptr ? T(0) : weights(call_.b_out)[row]);
-    Storage* y = y_ + (item_ * call_.out_channels + row) * call_.frames + begin;
+    Storage* y = y_row(row) + begin;
     const Storage* x = call_.residual ? x_row(row) + begin : nullptr;
     if (gate.values != nullptr) {
       for (int64_t t = 0; t < frames; t += kLanes<T>) {

@@ -39,6 +39,7 @@ class Tiles {
   const Storage* x_at(int64_t item, int64_t begin) const {
     return static_cast<const Storage*>(call_.x) + item * call_.x_batch_stride + begin;
   }
+  int64_t y_stride() const { return call_.y_channel_stride == 0 ? call_.frames : call_.y_channel_stride; }
   int64_t frames_from(int64_t begin) const { return call_.frames - begin < kTile ? call_.frames - begin : kTile; }
 
   void tile(int64_t index, bool has_next, bool is_first) {
@@ -48,7 +49,7 @@ class Tiles {
     const int64_t frames = frames_from(begin);
     const int64_t next_begin = (index + 1) % tiles * kTile;
     const Storage* next = has_next ? x_at((index + 1) / tiles, next_begin) : nullptr;
-    Storage* y = y_ + item * call_.out_channels * call_.frames + begin;
+    Storage* y = y_ + item * call_.out_channels * y_stride() + begin;
     if constexpr (kHasMatrixUnit<T>) {
       if (uses_unit_) {
         if (is_first) {
@@ -102,7 +103,7 @@ class Tiles {
   // One row from its sums; y is the first row.
   DYNCP_INLINE void write(const T* sums, int64_t row, int64_t frames, Storage* y) const {
     const T bias = call_.b == nullptr ? T(0) : weights(call_.b)[row];
-    y += row * call_.frames;
+    y += row * y_stride();
     switch (call_.activation) {
       case Activation::relu:
         return write_as([](Vec<T> v) { return relu<T>(v); }, sums, bias, frames, y);

@@ -20,18 +20,18 @@ constexpr int kPanelVectors = 3;
 constexpr int kPanelVectors = 2;
 #endif
 
-// out[r][t] = sum over k of rows[r][column(k)] * values[k][t], for R rows and V vectors of frames.
+// out[r][t] = sum over k of rows[r][column(k)] * values[k * stride + t], for R rows and V vectors of frames.
 // column(k) is columns[k], or k when there is no list.  Every (row, frame) is one chain of multiply-adds in the order
 // of k, so its value does not depend on the block that it is computed in.
 template <class T, int R, int V, bool kListed>
-void product_panel(const T* const* rows, const int64_t* columns, int64_t depth, const T* values, T* out,
+void product_panel(const T* const* rows, const int64_t* columns, int64_t depth, const T* values, int64_t stride, T* out,
                    int64_t out_stride) {
   Vec<T> sums[R][V] = {};
   const T* w[R];
   for (int r = 0; r < R; ++r) w[r] = rows[r];
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> v[V];
-    for (int j = 0; j < V; ++j) v[j] = load(values + k * kTile + j * kLanes<T>);
+    for (int j = 0; j < V; ++j) v[j] = load(values + k * stride + j * kLanes<T>);
     const int64_t column = kListed ? columns[k] : k;
     for (int r = 0; r < R; ++r) {
       const Vec<T> weight = broadcast(w[r][column]);
@@ -48,7 +48,7 @@ void product_panel(const T* const* rows, const int64_t* columns, int64_t depth, 
 
 template <class T, bool kListed>
 struct ProductPanels {
-  using Panel = void (*)(const T* const*, const int64_t*, int64_t, const T*, T*, int64_t);
+  using Panel = void (*)(const T* const*, const int64_t*, int64_t, const T*, int64_t, T*, int64_t);
 
   template <int R>
   static Panel of_rows(int vectors) {
@@ -84,16 +84,16 @@ struct ProductPanels {
   }
 };
 
-// The same for all `vectors` vectors of a tile.  columns may be null.
+// The same for all `vectors` vectors of a tile, values of which lie `stride` apart.  columns may be null.
 template <class T>
 DYNCP_INLINE void product_block(int row_count, const T* const* rows, const int64_t* columns, int64_t depth,
-                                const T* values, int vectors, T* out, int64_t out_stride) {
+                                const T* values, int vectors, T* out, int64_t out_stride, int64_t stride = kTile) {
   for (int begin = 0; begin < vectors; begin += kPanelVectors) {
     const int width = vectors - begin < kPanelVectors ? vectors - begin : kPanelVectors;
     const int64_t offset = begin * kLanes<T>;
     const auto panel = columns != nullptr ? ProductPanels<T, true>::of(row_count, width)
                                           : ProductPanels<T, false>::of(row_count, width);
-    panel(rows, columns, depth, values + offset, out + offset, out_stride);
+    panel(rows, columns, depth, values + offset, stride, out + offset, out_stride);
   }
 }
 

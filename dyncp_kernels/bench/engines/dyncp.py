@@ -1,4 +1,4 @@
-"""The engines of this package: the streaming engine, and the op on whole clips.
+"""The engines of this package: the streaming engine and the clip engine.
 
 Masks that a workload wants are what the gate networks really decide: in a stream their last biases are set before each
 frame, offline their decision is replaced after it was made. So their whole cost is in the time.
@@ -18,9 +18,9 @@ from torch import Tensor
 from dyncp_kernels.bench.engines.interface import Run
 from dyncp_kernels.bench.engines.tap_rings import frame_rows
 from dyncp_kernels.bench.workload import HopWorkload, Workload
+from dyncp_kernels.clip_engine import ClipEngine
 from dyncp_kernels.engine import PackedModel, StreamEngine
 from dyncp_kernels.nn.block import BlockGates
-from dyncp_kernels.nn.inference import FoldedBlock, InferenceConvFSENet
 
 __all__ = ["HopStream", "Offline", "PlacedGates", "Stream"]
 
@@ -115,26 +115,16 @@ class Offline(Run):
 
     def __init__(self, work: Workload, threads: int):
         torch.set_num_threads(threads)
-        self._network: InferenceConvFSENet = work.network
-        if work.source != "none":
-            self._network = copy.deepcopy(work.network)
-            for block, gates in zip(self._network.blocks, work.gates):
-                _replace_decision(block, gates)
+        self._engine = ClipEngine(work.network)
         self._features = work.features
+        self._gates = self._engine.joined(list(work.gates)) if work.source != "none" else None
 
     @torch.inference_mode()
     def __call__(self, frame: int) -> None:
-        self._mask: Any = self._network(self._features)
+        if self._gates is None:
+            self._mask: Any = self._engine(self._features)
+        else:
+            self._mask = self._engine.run_with_gates(self._features, self._gates)
 
     def mask(self) -> Array:
         return self._mask.numpy().copy()
-
-
-def _replace_decision(block: FoldedBlock, wanted: BlockGates) -> None:
-    decide = block.gates
-
-    def decide_and_replace(x: Tensor, shift: float) -> BlockGates:
-        decide(x, shift)
-        return wanted
-
-    block.gates = decide_and_replace  # type: ignore[method-assign]

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dyncp_kernels.audio import enhance
+from dyncp_kernels.clip_engine import ClipEngine
+from dyncp_kernels.nn import ConvFSENet
+
+pytestmark = pytest.mark.usefixtures("needs_extension")
+
+NETWORKS = {
+    "static": {},
+    "hidden": {"site": "hidden"},
+    "output, ReLU, average": {"site": "output", "activation": "relu", "gate_pooling": "average"},
+    "both": {"site": "both"},
+    "per utterance": {"site": "both", "gate_per": "utterance"},
+    "static gates": {"site": "hidden", "gate_per": "static"},
+    "centred": {"site": "both", "causal": False, "gate_pooling": "centred"},
+    "global": {"site": "hidden", "causal": False, "gate_pooling": "global"},
+}
+
+
+@pytest.fixture
+def needs_extension():
+    from dyncp_kernels import _extension
+
+    if not _extension.extension_loaded():
+        pytest.skip("the native extension is not built")
+
+
+def network(**options):
+    torch.manual_seed(0)
+    model = ConvFSENet(stacks=1, **options).eval()
+    for block in model.blocks:
+        if block.gate is not None:
+            torch.nn.init.normal_(
+                block.gate.score if hasattr(block.gate, "score") else block.gate.expand.bias, 0.0, 0.3
+            )
+    return model.fold()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("shape", [(1, 300), (3, 70), (2, 1), (2, 0)])
+@torch.no_grad()
+def test_gives_the_bits_of_the_folded_network(name, shape):
+    model = network(**NETWORKS[name])
+    features = torch.rand(shape[0], 257, shape[1])
+    mask, gates = model(features, shift=0.05, return_gates=True)
+    got, used = ClipEngine(model)(features, shift=0.05, return_gates=True)
+    assert torch.equal(got, mask)
+    for expected, block in zip(gates, used, strict=True):
+        for a, b in zip(expected, block, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or torch.equal(a, b)
+
+
+@torch.no_grad()
+def test_given_gates_take_the_place_of_the_decisions():
+    model = network(site="both")
+    engine = ClipEngine(model)
+    features = torch.rand(2, 257, 100)
+    shifted, gates = engine(features, shift=0.4, return_gates=True)
+    assert torch.equal(engine.run_with_gates(features, engine.joined(gates)), shifted)
+    assert not torch.equal(engine(features), shifted)
+
+
+def test_takes_the_place_of_the_model_in_enhance():
+    model = network(site="hidden")
+    samples = torch.randn(4000) * 0.1
+    assert torch.equal(enhance(ClipEngine(model), samples), enhance(model, samples))
+
+
+def test_wrong_arguments_are_refused():
+    engine = ClipEngine(network())
+    with pytest.raises(RuntimeError, match=r"clip_masks: features must have 257 bins \(got shape \[1, 256, 9\]\)"):
+        engine(torch.rand(1, 256, 9))
+    with pytest.raises(RuntimeError, match="clip_masks: features must be a float32 tensor"):
+        engine(torch.rand(1, 257, 9, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="clip_masks: instead must be a contiguous bool tensor of shape"):
+        engine.run_with_gates(torch.rand(1, 257, 9), torch.ones(1, dtype=torch.bool))
+    weights, plan = engine._weights, engine._plan
+    with pytest.raises(RuntimeError, match="plan: every weight must lie inside"):
+        torch.ops.dyncp.clip_masks(torch.rand(1, 257, 9), weights[:1000], plan)
+    with pytest.raises(RuntimeError, match="plan must have"):
+        torch.ops.dyncp.clip_masks(torch.rand(1, 257, 9), weights, plan[:-1].clone())
