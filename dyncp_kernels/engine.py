@@ -18,7 +18,7 @@ from dyncp_kernels.nn.config import ConvFSENetConfig
 
 __all__ = ["PRECISIONS", "PackedModel", "StreamEngine", "folded_bytes", "save_folded"]
 
-PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+PRECISIONS = ("float32", "int24", "float16", "bfloat16", "int8")
 
 _FORMAT = "dyncp-folded-1"
 
@@ -101,8 +101,9 @@ class PackedModel:
 
     Args:
         model: a streamable network in either form.
-        precision: of the weights of the 1x1 convolutions: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"``
-            (one scale per output channel). Sums, biases, the depthwise convolution and the gates stay float32.
+        precision: of the weights of the 1x1 convolutions: ``"float32"``, ``"int24"``, ``"float16"``, ``"bfloat16"`` or
+            ``"int8"``; integers have one scale per output channel, and those of 24 bits round no worse than float32
+            does in the largest weight of a channel. Sums, biases, the depthwise convolution and the gates stay float32.
 
     Attributes:
         tensor: the packed weights, 1-D uint8.

@@ -5,6 +5,13 @@
 // Packed model:  PackedHeader, PackedBlock[blocks], payload.
 // State:         StateHeader, payload.
 //
+// Weights come in rows of a multiple of kPad.  Floats stand in order.  Integers are woven, so that a shift or a shuffle
+// unpacks whole vectors and every load is aligned: of four vectors w[0..3] of kPad weights, lane for lane,
+//   int24   three vectors of words of 32 bits with w[0], w[1], w[2] in the upper three bytes, and w[3] spread over the
+//           low bytes, its highest byte first.  Up to three vectors left over stand in words of their own.
+//   int8    one vector of words with w[0] in the lowest byte and w[3] in the highest.
+// Kernels leave the bytes below a weight in its word: the packer has rounded the weight so that the word comes closest.
+//
 // Weight forms
 //   panel   (inputs x outputs, transposed) split into panels of kPanel outputs: [panel][input][kPanel].  The last panel
 //           is as wide as the padded rest.  For products in which every output is wanted.
@@ -21,13 +28,31 @@ namespace dyncp {
 
 constexpr int kPad = 16;
 constexpr int kPanel = 128;
-constexpr int64_t kLine = 64;
+constexpr int kLine = 64;
 // Frames of a chunk that go through a block together, so that its weights come from far away once for all of them.
 constexpr int kTileFrames = 8;
 
-enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3 };
+enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3, int24 = 4 };
 enum class GateKind : int32_t { none = 0, pooled = 1, constant = 2 };
 enum class Pooling : int32_t { average = 0, exponential = 1, window = 2 };
+
+// Integers have a scale for each output channel; times it, the words of 32 bits are the weights.
+constexpr bool has_scales(Precision precision) { return precision == Precision::int8 || precision == Precision::int24; }
+
+// Bytes of a row of `length` weights, a multiple of kPad.
+constexpr int64_t row_bytes(Precision precision, int64_t length) {
+  const int64_t vectors = length / kPad;
+  switch (precision) {
+    case Precision::float32:
+      return 4 * length;
+    case Precision::int24:
+      return (vectors / 4 * 3 + vectors % 4) * kLine;
+    case Precision::int8:
+      return (vectors + 3) / 4 * kLine;
+    default:
+      return 2 * length;
+  }
+}
 
 struct Geometry {
   int32_t bins, channels, hidden, taps, blocks;
@@ -42,7 +67,7 @@ struct Geometry {
 };
 
 struct PanelMatrix {
-  int64_t weights, bias, scale;  // byte offsets; scale (one float per output) only for int8
+  int64_t weights, bias, scale;  // byte offsets; scale (one float per output) only for integers
   int32_t inputs, outputs;
 };
 
@@ -50,11 +75,12 @@ struct PackedBlock {
   int32_t dilation, history_rows;  // rows of the ring: (taps - 1) * dilation + 1
   float slope_in, slope_dw;        // 0 for ReLU
   PanelMatrix w_in, w_out;         // w_in without hidden gates, w_out without any
-  int64_t b_in, scale_in;          // with hidden gates: [hidden]; the scale only for int8
+  int64_t b_in, scale_in;          // with hidden gates: [hidden]; the scale only for integers
   int64_t b_dw, w_dw;              // [hidden], [tap][hidden]
   int64_t hidden_records, out_records;
-  int64_t b_out, scale_out, scale_columns;  // with gates: [channels]; scales of the rows and columns of W_out for int8
-  int64_t gate_reduce;                      // rows [gate_width][channels], then bias [gate_width]
+  int64_t b_out, scale_out,
+      scale_columns;        // with gates: [channels]; scales of the rows and columns of W_out for integers
+  int64_t gate_reduce;      // rows [gate_width][channels], then bias [gate_width]
   PanelMatrix gate_expand;  // inputs gate_width, outputs all gates; for a constant gate only bias, the scores
   // Byte offsets into the state: gates as 16 bits per vector of scores, then what is derived from them when they
   // change.

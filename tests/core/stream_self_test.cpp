@@ -272,7 +272,8 @@ void check_network(const Network& n, Precision precision, float crossover, doubl
   }
   expect(worst <= tolerance, what, worst);
   // Weights of few bits move the block inputs, and with them scores, so there only masks are compared.
-  if (precision == Precision::float32) expect(disagreements == 0, what + ", gates", disagreements);
+  const bool is_close = precision == Precision::float32 || precision == Precision::int24;
+  if (is_close) expect(disagreements == 0, what + ", gates", disagreements);
 }
 
 // Samples through a network whose mask is nearly one come back delayed by n_fft - hop.
@@ -368,6 +369,7 @@ void check_all(const std::string& isa, bool is_short) {
         const std::string what = isa + " " + std::to_string(shape.channels) + "/" + std::to_string(shape.hidden) +
                                  " site " + std::to_string(site) + (crossover < 0 ? " masked" : " gathered");
         check_network(n, Precision::float32, crossover, 3e-6, what);
+        check_network(n, Precision::int24, crossover, 3e-6, what + " int24");
         if (n.g.gate_kind == GateKind::pooled && site != 0) continue;
         check_network(n, Precision::float16, crossover, 3e-3, what + " float16");
         check_network(n, Precision::bfloat16, crossover, 3e-2, what + " bfloat16");
@@ -382,6 +384,7 @@ void check_all(const std::string& isa, bool is_short) {
   if (is_short) return;
   for (int site = 1; site < 4; ++site) {
     check_unread(site, Precision::float32);
+    check_unread(site, Precision::int24);
     check_unread(site, Precision::int8);
   }
 }
