@@ -127,24 +127,41 @@ class Allocator {
   int64_t next_;
 };
 
-PanelMatrix take_panel(Allocator& memory, Precision precision, int inputs, int outputs) {
+// All of a matrix but its weights.
+PanelMatrix take_outputs(Allocator& memory, Precision precision, int inputs, int outputs) {
   PanelMatrix matrix{};
   matrix.inputs = inputs;
   matrix.outputs = outputs;
   matrix.bias = memory.floats(padded(outputs));
   if (has_scales(precision)) matrix.scale = memory.floats(padded(outputs));
+  return matrix;
+}
+
+PanelMatrix take_panel(Allocator& memory, Precision precision, int inputs, int outputs) {
+  PanelMatrix matrix = take_outputs(memory, precision, inputs, outputs);
   const int64_t panels = padded(outputs) / kPanel, rest = padded(outputs) % kPanel;
   matrix.weights = memory.take(inputs * (panels * row_bytes(precision, kPanel) + row_bytes(precision, rest)));
   return matrix;
 }
 
+std::vector<float> scales_of(Precision precision, const float* weights, int inputs, int outputs) {
+  std::vector<float> scales(outputs);
+  for (int o = 0; o < outputs; ++o) scales[o] = scale_of(precision, weights + int64_t{o} * inputs, inputs);
+  return scales;
+}
+
+// Stores all but the weights, and returns the scales.
+std::vector<float> fill_outputs(Writer& writer, const PanelMatrix& matrix, const float* weights, const float* bias) {
+  std::vector<float> scales = scales_of(writer.precision(), weights, matrix.inputs, matrix.outputs);
+  if (has_scales(writer.precision())) std::copy(scales.begin(), scales.end(), writer.floats(matrix.scale));
+  std::copy_n(bias, matrix.outputs, writer.floats(matrix.bias));
+  return scales;
+}
+
 // `weights` is (outputs, inputs) row-major.
 void fill_panel(Writer& writer, const PanelMatrix& matrix, const float* weights, const float* bias) {
   const int outputs = matrix.outputs, inputs = matrix.inputs;
-  std::vector<float> scales(outputs);
-  for (int o = 0; o < outputs; ++o) scales[o] = scale_of(writer.precision(), weights + int64_t{o} * inputs, inputs);
-  if (has_scales(writer.precision())) std::copy_n(scales.data(), outputs, writer.floats(matrix.scale));
-  std::copy_n(bias, outputs, writer.floats(matrix.bias));
+  const std::vector<float> scales = fill_outputs(writer, matrix, weights, bias);
   int64_t offset = matrix.weights;
   for (int panel = 0; panel < outputs; panel += kPanel) {
     const int width = std::min(kPanel, outputs - panel);
@@ -155,6 +172,15 @@ void fill_panel(Writer& writer, const PanelMatrix& matrix, const float* weights,
       writer.row(offset, row, own_scales);
       offset += row_bytes(writer.precision(), padded(width));
     }
+  }
+}
+
+// Rows of (outputs, inputs) weights, `stride` bytes apart.
+void fill_rows(Writer& writer, int64_t offset, int64_t stride, const float* weights, int inputs,
+               const std::vector<float>& scales) {
+  for (size_t o = 0; o < scales.size(); ++o) {
+    const float* row = weights + static_cast<int64_t>(o) * inputs;
+    writer.row(offset + static_cast<int64_t>(o) * stride, {row, row + inputs}, std::vector<float>(inputs, scales[o]));
   }
 }
 
@@ -182,9 +208,8 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   h.gates = g.channels * g.gates_out + g.hidden * g.gates_hidden;
   // Each site starts on a fresh vector, so its gates never share one with the other site's.
   h.gates_padded = h.channels_padded * g.gates_out + h.hidden_padded * g.gates_hidden;
-  h.hidden_column = row_bytes(precision, h.channels_padded);
-  h.hidden_stride = rounded_up(2 * h.hidden_column, row_alignment);
-  h.out_stride = rounded_up(row_bytes(precision, h.hidden_padded), row_alignment);
+  h.hidden_row_stride = h.hidden_column_stride = rounded_up(row_bytes(precision, h.channels_padded), row_alignment);
+  h.out_row_stride = rounded_up(row_bytes(precision, h.hidden_padded), row_alignment);
 
   Allocator memory(sizeof(PackedHeader) + sizeof(PackedBlock) * g.blocks);
   Allocator state(sizeof(StateHeader));
@@ -200,12 +225,11 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     h.features = state.floats(kTileFrames * h.bins_padded);
     h.mask = state.floats(kTileFrames * h.bins_padded);
   }
-  h.logits = state.floats(h.bins_padded);
   h.x = state.floats(kTileFrames * h.channels_padded);
-  h.branch = state.floats(h.channels_padded + h.hidden_padded);
-  h.hidden_values = state.floats(h.hidden_padded + kPad);
+  h.hidden_values = state.floats(h.hidden_padded);
   h.pooled = state.floats(h.channels_padded);
-  h.gate_values = state.floats(std::max(h.gates_padded, kPad) + padded(g.gate_width));
+  h.reduced = state.floats(padded(g.gate_width));
+  h.scores = state.floats(h.gates_padded);
   h.kept = state.take(static_cast<int64_t>(sizeof(Kept)) * g.blocks);
 
   h.front = take_panel(memory, precision, g.bins, g.channels);
@@ -216,29 +240,20 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     b.slope_in = source.slope_in ? *source.slope_in : 0.0f;
     b.slope_dw = source.slope_dw ? *source.slope_dw : 0.0f;
     if (g.gate_kind == GateKind::pooled) {
-      b.gate_reduce = memory.floats(int64_t{padded(g.gate_width)} * h.channels_padded + padded(g.gate_width));
-      b.gate_expand = take_panel(memory, Precision::float32, g.gate_width, h.gates_padded);
+      b.gate_reduce = take_outputs(memory, kGatePrecision, g.channels, g.gate_width);
+      b.gate_reduce.weights = memory.take(g.gate_width * row_bytes(kGatePrecision, h.channels_padded));
+      b.gate_expand = take_panel(memory, kGatePrecision, g.gate_width, h.gates_padded);
     } else if (g.gate_kind == GateKind::constant) {
       b.gate_expand.bias = memory.floats(h.gates_padded);
     }
-    const bool is_scaled = has_scales(precision);
-    if (g.gates_hidden) {
-      b.b_in = memory.floats(h.hidden_padded);
-      if (is_scaled) b.scale_in = memory.floats(h.hidden_padded);
-    } else {
-      b.w_in = take_panel(memory, precision, g.channels, g.hidden);
-    }
+    b.w_in = take_panel(memory, precision, g.channels, g.hidden);
+    if (g.gates_hidden) b.hidden_rows = memory.take(h.hidden_row_stride * g.hidden, row_alignment);
     b.b_dw = memory.floats(h.hidden_padded);
     b.w_dw = memory.floats(int64_t{h.hidden_padded} * g.taps);
-    if (g.gates_hidden) b.hidden_records = memory.take(h.hidden_stride * g.hidden, row_alignment);
-    if (g.gates_hidden || g.gates_out) {
-      b.b_out = memory.floats(h.channels_padded);
-      if (is_scaled) b.scale_columns = memory.floats(h.channels_padded);
-      if (is_scaled) b.scale_out = memory.floats(h.channels_padded);
-    } else {
-      b.w_out = take_panel(memory, precision, g.hidden, g.channels);
-    }
-    if (g.gates_out) b.out_records = memory.take(h.out_stride * g.channels, row_alignment);
+    b.w_out = g.gates_hidden ? take_outputs(memory, precision, g.hidden, g.channels)
+                             : take_panel(memory, precision, g.hidden, g.channels);
+    if (g.gates_hidden) b.hidden_columns = memory.take(h.hidden_column_stride * g.hidden, row_alignment);
+    if (g.gates_out) b.out_rows = memory.take(h.out_row_stride * g.channels, row_alignment);
 
     b.history = state.floats(int64_t{h.hidden_padded} * b.history_rows);
     if (g.gate_kind == GateKind::pooled) {
@@ -274,73 +289,47 @@ int padded_gate(const PackedHeader& h, int gate) {
   return gate < outputs ? gate : h.channels_padded * h.geometry.gates_out + gate - outputs;
 }
 
-void fill_gate(Writer& writer, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
+void fill_gate(char* base, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
   const Geometry& g = h.geometry;
-  float* scores = writer.floats(b.gate_expand.bias);
+  Writer writer(kGatePrecision, base);
   // A padded gate can never be kept, whatever the shift.
-  std::fill(scores, scores + h.gates_padded, -INFINITY);
+  std::vector<float> scores(h.gates_padded, -INFINITY);
   for (int i = 0; i < h.gates; ++i) scores[padded_gate(h, i)] = source.gate_expand_bias[i];
-  if (g.gate_kind != GateKind::pooled) return;
-  float* reduce = writer.floats(b.gate_reduce);
-  for (int i = 0; i < g.gate_width; ++i) {
-    std::copy_n(source.gate_reduce + int64_t{i} * g.channels, g.channels, reduce + int64_t{i} * h.channels_padded);
+  if (g.gate_kind != GateKind::pooled) {
+    std::copy(scores.begin(), scores.end(), writer.floats(b.gate_expand.bias));
+    return;
   }
-  std::copy_n(source.gate_reduce_bias, g.gate_width, reduce + int64_t{padded(g.gate_width)} * h.channels_padded);
-  float* expand = writer.floats(b.gate_expand.weights);
+  fill_rows(writer, b.gate_reduce.weights, row_bytes(kGatePrecision, h.channels_padded), source.gate_reduce, g.channels,
+            fill_outputs(writer, b.gate_reduce, source.gate_reduce, source.gate_reduce_bias));
+  std::vector<float> expand(static_cast<size_t>(h.gates_padded) * g.gate_width);
   for (int i = 0; i < h.gates; ++i) {
-    const int64_t o = padded_gate(h, i), panel = o / kPanel * kPanel;
-    const int64_t width = std::min<int64_t>(kPanel, h.gates_padded - panel);
-    for (int j = 0; j < g.gate_width; ++j) {
-      expand[panel * g.gate_width + j * width + (o - panel)] = source.gate_expand[int64_t{i} * g.gate_width + j];
-    }
+    std::copy_n(source.gate_expand + int64_t{i} * g.gate_width, g.gate_width,
+                expand.begin() + int64_t{padded_gate(h, i)} * g.gate_width);
   }
-}
-
-void fill_hidden_records(Writer& writer, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
-  const Geometry& g = h.geometry;
-  const bool is_scaled = has_scales(h.precision);
-  std::vector<float> scale_columns(g.channels);
-  for (int c = 0; c < g.channels; ++c) {
-    scale_columns[c] = scale_of(h.precision, source.w_out + int64_t{c} * g.hidden, g.hidden);
-    if (is_scaled) writer.floats(b.scale_columns)[c] = scale_columns[c];
-  }
-  std::copy_n(source.b_in, g.hidden, writer.floats(b.b_in));
-  for (int i = 0; i < g.hidden; ++i) {
-    const int64_t record = b.hidden_records + i * h.hidden_stride;
-    const float* row = source.w_in + int64_t{i} * g.channels;
-    const float scale = scale_of(h.precision, row, g.channels);
-    if (is_scaled) writer.floats(b.scale_in)[i] = scale;
-    std::vector<float> column(g.channels);
-    for (int c = 0; c < g.channels; ++c) column[c] = source.w_out[int64_t{c} * g.hidden + i];
-    writer.row(record, {row, row + g.channels}, std::vector<float>(g.channels, scale));
-    writer.row(record + h.hidden_column, column, scale_columns);
-  }
+  fill_panel(writer, b.gate_expand, expand.data(), scores.data());
 }
 
 void fill_block(Writer& writer, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
   const Geometry& g = h.geometry;
-  if (g.gate_kind != GateKind::none) fill_gate(writer, h, b, source);
   std::copy_n(source.b_dw, g.hidden, writer.floats(b.b_dw));
   for (int i = 0; i < g.hidden; ++i) {
     for (int k = 0; k < g.taps; ++k) {
       writer.floats(b.w_dw)[int64_t{k} * h.hidden_padded + i] = source.w_dw[int64_t{i} * g.taps + k];
     }
   }
-  if (g.gates_hidden) {
-    fill_hidden_records(writer, h, b, source);
-  } else {
-    fill_panel(writer, b.w_in, source.w_in, source.b_in);
-  }
-  if (!g.gates_hidden && !g.gates_out) {
+  fill_panel(writer, b.w_in, source.w_in, source.b_in);
+  const std::vector<float> scales = fill_outputs(writer, b.w_out, source.w_out, source.b_out);
+  if (g.gates_out) fill_rows(writer, b.out_rows, h.out_row_stride, source.w_out, g.hidden, scales);
+  if (!g.gates_hidden) {
     fill_panel(writer, b.w_out, source.w_out, source.b_out);
     return;
   }
-  std::copy_n(source.b_out, g.channels, writer.floats(b.b_out));
-  for (int c = 0; c < g.channels && g.gates_out; ++c) {
-    const float* row = source.w_out + int64_t{c} * g.hidden;
-    const float scale = scale_of(h.precision, row, g.hidden);
-    if (has_scales(h.precision)) writer.floats(b.scale_out)[c] = scale;
-    writer.row(b.out_records + c * h.out_stride, {row, row + g.hidden}, std::vector<float>(g.hidden, scale));
+  fill_rows(writer, b.hidden_rows, h.hidden_row_stride, source.w_in, g.channels,
+            scales_of(h.precision, source.w_in, g.channels, g.hidden));
+  std::vector<float> column(g.channels);
+  for (int i = 0; i < g.hidden; ++i) {
+    for (int c = 0; c < g.channels; ++c) column[c] = source.w_out[int64_t{c} * g.hidden + i];
+    writer.row(b.hidden_columns + i * h.hidden_column_stride, column, scales);
   }
 }
 
@@ -420,6 +409,9 @@ void pack_model(const FoldedView& folded, Precision precision, void* packed, int
   Writer writer(precision, base);
   fill_panel(writer, plan.header.front, folded.front_weight, folded.front_bias);
   for (size_t i = 0; i < plan.blocks.size(); ++i) {
+    if (plan.header.geometry.gate_kind != GateKind::none) {
+      fill_gate(base, plan.header, plan.blocks[i], folded.blocks[i]);
+    }
     fill_block(writer, plan.header, plan.blocks[i], folded.blocks[i]);
   }
   fill_panel(writer, plan.header.back, folded.back_weight, folded.back_bias);
