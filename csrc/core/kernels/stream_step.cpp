@@ -155,7 +155,9 @@ DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state,
       const float rate = static_cast<float>(2.0 / (window + 1));
       for (int i = 0; i < length; i += kWidth) {
         const Floats now = load(x + i), before = frames == 0 ? now : load(memory + i);
-        const Floats next = before + rate * (now - before);
+        Floats next = before + rate * (now - before);
+        // A channel that falls silent would decay into denormal numbers, which are slow.
+        next = next < 1e-30f && next > -1e-30f ? zero<float>() : next;
         store(memory + i, next);
         store(pooled + i, next);
       }
