@@ -247,13 +247,11 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
       b.gate_expand.bias = memory.floats(h.gates_padded);
     }
     b.w_in = take_panel(memory, precision, g.channels, g.hidden);
-    if (g.gates_hidden) b.hidden_rows = memory.take(h.hidden_row_stride * g.hidden, row_alignment);
     b.b_dw = memory.floats(h.hidden_padded);
     b.w_dw = memory.floats(int64_t{h.hidden_padded} * g.taps);
     b.w_out = g.gates_hidden ? take_outputs(memory, precision, g.hidden, g.channels)
                              : take_panel(memory, precision, g.hidden, g.channels);
     if (g.gates_hidden) b.hidden_columns = memory.take(h.hidden_column_stride * g.hidden, row_alignment);
-    if (g.gates_out) b.out_rows = memory.take(h.out_row_stride * g.channels, row_alignment);
 
     b.history = state.floats(int64_t{h.hidden_padded} * b.history_rows);
     if (g.gate_kind == GateKind::pooled) {
@@ -265,6 +263,11 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     plan.blocks.push_back(b);
   }
   h.back = take_panel(memory, precision, g.channels, g.bins);
+  // What only some frames read must not interrupt the rest, which every frame reads front to back.
+  for (PackedBlock& b : plan.blocks) {
+    if (g.gates_hidden) b.hidden_rows = memory.take(h.hidden_row_stride * g.hidden, row_alignment);
+    if (g.gates_out) b.out_rows = memory.take(h.out_row_stride * g.channels, row_alignment);
+  }
   h.bytes = memory.end();
   h.state_bytes = state.end();
   return plan;
