@@ -273,14 +273,17 @@ def test_wrong_arguments_are_named():
     bins = folded.config.bins
     with pytest.raises(ValueError, match=r"precision must be one of .*got 'float8'"):
         StreamEngine(folded, "float8")
-    with pytest.raises(RuntimeError, match=r"features must have shape \(frames, 65\) \(got \[1, 64\]\)"):
+    with pytest.raises(RuntimeError, match=r"features must have shape \(frames, 65\) or \(65\) \(got \[1, 64\]\)"):
         engine.step(torch.rand(1, 64))
+    with pytest.raises(RuntimeError, match=r"features must have shape .* \(got \[1, 1, 65\]\)"):
+        engine.step(torch.rand(1, 1, bins))
     with pytest.raises(RuntimeError, match="features must be a contiguous float32 tensor"):
         engine.step(torch.rand(bins, 3).T)
     with pytest.raises(RuntimeError, match="features must be a contiguous float32 tensor"):
         engine.step(torch.rand(3, bins, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="mask must have the shape of features"):
-        engine.step(torch.rand(3, bins), out=torch.empty(2, bins))
+    for out in (torch.empty(2, bins), torch.empty(3 * bins)):
+        with pytest.raises(RuntimeError, match="mask must have the shape of features"):
+            engine.step(torch.rand(3, bins), out=out)
     with pytest.raises(RuntimeError, match=r"samples must have shape \(a multiple of 64\)"):
         engine.push_hop(torch.zeros(63))
     with pytest.raises(RuntimeError, match="state must belong to this packed model"):
