@@ -15,11 +15,10 @@
 // Weight forms
 //   panel   (inputs x outputs, transposed) split into panels of kPanel outputs: [panel][input][kPanel].  The last panel
 //           is as wide as the padded rest.  For products in which every output is wanted.
-//   rows    one row for each gated channel, `stride` bytes apart, so that a pruned channel costs no memory access: rows
-//   of
+//   rows    one for each gated channel, `stride` bytes apart, so that a pruned channel costs no memory access: rows of
 //           W_in and columns of W_out for hidden channels, rows of W_out for output channels.
-// A gated matrix whose rows would be slow to read one by one when most are kept, W_in of hidden channels and W_out of
-// output channels, is there in both forms.
+// W_in of gated hidden channels and W_out of gated outputs are there in both forms: where most channels are kept, a sum
+// over lanes for each row would cost more than what is left out saves.
 // Vectors are padded with zeros to a multiple of kPad floats, the widest vector of all instruction sets.
 #pragma once
 

@@ -20,7 +20,7 @@ DYNCP_INLINE Floats pick(const float* values, const int32_t* indices) { return g
 
 // ---- products in which every output is wanted
 
-// kUnits units of a row: each is the same part of kCount vectors of kPad, see load_weights.
+// A piece of a row, as load_weights takes it apart: kUnits times the same part of kCount vectors of kPad weights.
 template <Precision P, int kCount, int kUnits>
 struct Tile {
   static constexpr int kVectors = kCount * kUnits;
