@@ -31,11 +31,11 @@ struct Tile {
   // Where our vector v of the tile stands among the values that the row is for.
   DYNCP_INLINE int place(int v) const { return (vector(v / kCount) + v % kCount) * kPad + part(v / kCount) * kWidth; }
   DYNCP_INLINE void load_row(const char* row, Floats* w) const {
-    unrolled<kUnits>([&](auto u) { load_weights<P, kCount>(row, vector(u), part(u), w + u * kCount); });
+    unrolled<kUnits>([&](auto u) DYNCP_INLINED { load_weights<P, kCount>(row, vector(u), part(u), w + u * kCount); });
   }
   DYNCP_INLINE void prefetch_row(const char* row) const {
     constexpr int kBytes = static_cast<int>(row_bytes(P, kCount * kPad));
-    unrolled<kUnits>([&](auto u) {
+    unrolled<kUnits>([&](auto u) DYNCP_INLINED {
       const char* place = row + row_bytes(P, vector(u) * kPad);
       unrolled<kBytes / kLine>([&](auto line) {
         if (part(u) == 0) __builtin_prefetch(place + line * kLine);
@@ -61,14 +61,14 @@ DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, Value value, Floats
   // Two chains of sums where the registers allow it: eight alone just cover the latency of a multiply-add.
   constexpr int kChains = 2 * kVectors <= kVectorRegisters / 2 ? 2 : 1;
   Floats others[kVectors], w[kVectors];
-  unrolled<kVectors>([&](auto v) { sums[v] = others[v] = zero<float>(); });
-  const auto add = [&](Floats* to, int i) {
+  unrolled<kVectors>([&](auto v) DYNCP_INLINED { sums[v] = others[v] = zero<float>(); });
+  const auto add = [&](Floats* to, int i) DYNCP_INLINED {
     // Weights of 24 bits are read and unpacked at about the same pace, and the processor does not look ahead far enough
     // to do both at once.  The others are bound by one of the two and only lose by prefetching.
     if (P == Precision::int24) tile.prefetch_row(row(i + kRowsAhead));
     const Floats factor = broadcast(value(i));
     tile.load_row(row(i), w);
-    unrolled<kVectors>([&](auto v) { to[v] += factor * w[v]; });
+    unrolled<kVectors>([&](auto v) DYNCP_INLINED { to[v] += factor * w[v]; });
   };
   int i = 0;
   for (; kChains == 2 && i + 1 < count; i += 2) {
@@ -76,7 +76,7 @@ DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, Value value, Floats
     add(others, i + 1);
   }
   for (; i < count; ++i) add(sums, i);
-  unrolled<kVectors>([&](auto v) { sums[v] += others[v]; });
+  unrolled<kVectors>([&](auto v) DYNCP_INLINED { sums[v] += others[v]; });
 }
 
 // scale * sum + bias of the outputs from `place` on; without a scale for floats.
@@ -94,11 +94,11 @@ DYNCP_INLINE void multiply_panels(const void* model, const PanelMatrix& matrix, 
   for (int start = 0; start < outputs; start += kPanel) {
     const int width = least(kPanel, outputs - start);
     const int64_t step = row_bytes(P, width);
-    for_tiles<P>(width, [&](auto tile) {
+    for_tiles<P>(width, [&](auto tile) DYNCP_INLINED {
       constexpr int kVectors = decltype(tile)::kVectors;
       Floats sums[kVectors];
       sum_rows<P>(tile, inputs, [&](int i) { return panel + i * step; }, [&](int i) { return x[i]; }, sums);
-      unrolled<kVectors>([&](auto v) {
+      unrolled<kVectors>([&](auto v) DYNCP_INLINED {
         const int place = start + tile.place(v);
         use(place, finished<P>(sums[v], model, matrix, place));
       });
@@ -115,16 +115,16 @@ template <Precision P, bool kMasked = false>
 DYNCP_INLINE Floats multiply_rows(const char* const* rows, int count, const float* x, int length,
                                   const uint16_t* kept = nullptr) {
   Floats sums[kWidth];
-  unrolled<kWidth / kRowsAtOnce>([&](auto group) {
+  unrolled<kWidth / kRowsAtOnce>([&](auto group) DYNCP_INLINED {
     Floats* part = sums + group * kRowsAtOnce;
-    unrolled<kRowsAtOnce>([&](auto r) { part[r] = zero<float>(); });
+    unrolled<kRowsAtOnce>([&](auto r) DYNCP_INLINED { part[r] = zero<float>(); });
     if (group * kRowsAtOnce >= count) return;
-    for_tiles<P, 1>(length, [&](auto tile) {
+    for_tiles<P, 1>(length, [&](auto tile) DYNCP_INLINED {
       constexpr int kVectors = decltype(tile)::kVectors;
-      unrolled<kRowsAtOnce>([&](auto r) {
+      unrolled<kRowsAtOnce>([&](auto r) DYNCP_INLINED {
         Floats w[kVectors];
         tile.load_row(rows[group * kRowsAtOnce + r], w);
-        unrolled<kVectors>([&](auto v) {
+        unrolled<kVectors>([&](auto v) DYNCP_INLINED {
           const int place = tile.place(v);
           if (kMasked) w[v] = select(lanes_of(kept, place), w[v], zero<float>());
           part[r] += load(x + place) * w[v];
@@ -337,12 +337,12 @@ void out_of_columns(const PackedHeader& h, const PackedBlock& b, const int32_t* 
                     const float* z, float* x) {
   const char* columns = at<char>(&h, b.hidden_columns);
   const int64_t stride = h.hidden_column_stride;
-  for_tiles<P>(h.channels_padded, [&](auto tile) {
+  for_tiles<P>(h.channels_padded, [&](auto tile) DYNCP_INLINED {
     constexpr int kVectors = decltype(tile)::kVectors;
     Floats sums[kVectors];
     sum_rows<P>(
         tile, count, [&](int i) { return columns + list[i] * stride; }, [&](int i) { return z[list[i]]; }, sums);
-    unrolled<kVectors>([&](auto v) {
+    unrolled<kVectors>([&](auto v) DYNCP_INLINED {
       const int place = tile.place(v);
       const Floats y = load(x + place) + finished<P>(sums[v], &h, b.w_out, place);
       store(x + place, bits == nullptr ? y : select(lanes_of(bits, place), y, load(x + place)));

@@ -13,6 +13,9 @@
 #include <arm_neon.h>
 #endif
 
+// For lambdas, behind their parameters: one that stays a function of its own keeps its sums in memory.
+#define DYNCP_INLINED __attribute__((always_inline))
+
 namespace dyncp::DYNCP_ISA {
 
 template <int kValue>
