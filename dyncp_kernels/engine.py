@@ -18,7 +18,7 @@ from dyncp_kernels.nn.config import ConvFSENetConfig
 
 __all__ = ["PRECISIONS", "PackedModel", "StreamEngine", "folded_bytes", "save_folded"]
 
-PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+PRECISIONS = ("float32", "int24", "float16", "bfloat16", "int8")
 
 _FORMAT = "dyncp-folded-1"
 
@@ -101,8 +101,9 @@ class PackedModel:
 
     Args:
         model: a streamable network in either form.
-        precision: of the weights of the 1x1 convolutions: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"``
-            (one scale per output channel). Sums, biases, the depthwise convolution and the gates stay float32.
+        precision: of the weights of the 1x1 convolutions: ``"float32"``, ``"int24"``, ``"float16"``, ``"bfloat16"`` or
+            ``"int8"``; integers have one scale per output channel, and those of 24 bits round no worse than float32
+            does in the largest weight of a channel. Sums, biases, the depthwise convolution and the gates stay float32.
 
     Attributes:
         tensor: the packed weights, 1-D uint8.
@@ -140,8 +141,9 @@ class StreamEngine:
         precision: as in :class:`PackedModel`; ignored for one.
         budget: share of channels to keep, 0 to 1, for a model with a calibration; None for the trained operating point.
         shift: added to the gate scores instead, when no budget is given.
-        hidden_crossover, out_crossover: density of kept channels above which all rows of the site are read and pruned
-            results dropped, rather than only kept rows read; None for the values measured on this machine.
+        hidden_crossover, out_crossover: density of kept channels above which the weights of a site are read whole and
+            pruned results dropped, rather than only kept rows read; None for the values measured on this machine. The
+            second one has no effect where hidden channels are gated, too.
 
     Attributes:
         shift: may be changed between calls.
@@ -197,13 +199,11 @@ class StreamEngine:
         Raises:
             RuntimeError: wrong shape, dtype or device.
         """
-        frames = features[None] if features.dim() == 1 else features
         if out is None:
-            mask: Tensor = torch.ops.dyncp.stream_step(self._packed, self._state, frames, self.shift)
-            return mask[0] if features.dim() == 1 else mask
-        torch.ops.dyncp.stream_step_out(
-            self._packed, self._state, frames, self.shift, out[None] if out.dim() == 1 else out
-        )
+            mask: Tensor = torch.ops.dyncp.stream_step.default(self._packed, self._state, features, self.shift)
+            return mask
+        # The overload by name: a look-up of it would cost every frame a microsecond.
+        torch.ops.dyncp.stream_step_out.default(self._packed, self._state, features, self.shift, out)
         return out
 
     def step_with_gates(self, features: Tensor) -> tuple[Tensor, list[BlockGates]]:
@@ -232,10 +232,10 @@ class StreamEngine:
         """
         if isinstance(samples, np.ndarray):
             given = torch.from_numpy(np.ascontiguousarray(samples))
-            return torch.ops.dyncp.stream_enhance(self._packed, self._state, given, self.shift).numpy()
+            return torch.ops.dyncp.stream_enhance.default(self._packed, self._state, given, self.shift).numpy()
         if out is None:
-            return torch.ops.dyncp.stream_enhance(self._packed, self._state, samples, self.shift)
-        torch.ops.dyncp.stream_enhance_out(self._packed, self._state, samples, self.shift, out)
+            return torch.ops.dyncp.stream_enhance.default(self._packed, self._state, samples, self.shift)
+        torch.ops.dyncp.stream_enhance_out.default(self._packed, self._state, samples, self.shift, out)
         return out
 
     def push_hop_with_gates(self, samples: Tensor) -> tuple[Tensor, list[BlockGates]]:

@@ -15,10 +15,12 @@
 namespace dyncp {
 namespace {
 
-constexpr float kDensities[] = {0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.9f, 1.0f};
+constexpr float kDensities[] = {0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.9f};
 constexpr int kRounds = 12;
 constexpr int kFrames = 2;
 constexpr double kGain = 0.97;  // reading every row must win by more than the noise
+// Where nearly all are kept, reading them in order is never slower.
+constexpr float kMostCrossover = 0.97f;
 
 struct Freeing {
   void operator()(void* memory) const { std::free(memory); }
@@ -74,12 +76,13 @@ class Rehearsal {
       for (int reads_all = 0; reads_all < 2; ++reads_all) {
         const float crossover = reads_all ? -1.0f : 2.0f;
         static_cast<StateHeader*>(state_.get())->crossover = {crossover, crossover};
-        draw(hidden_site, density);
-        for (int frame = 0; frame < kFrames; ++frame) {
+        // The two read different copies of the weights, so each first gets its own back into the caches.
+        for (int frame = -1; frame < kFrames; ++frame) {
+          if (frame < 1) draw(hidden_site, density);
           const auto start = std::chrono::steady_clock::now();
           step_frames(*header_, state_.get(), features_.data(), 1, 0.0f, mask_.data(), nullptr);
           const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-          times[reads_all].push_back(spent.count());
+          if (frame >= 0) times[reads_all].push_back(spent.count());
         }
       }
     }
@@ -109,9 +112,9 @@ class Rehearsal {
   const PackedHeader* header_;
 };
 
-// The lowest density from which reading every row stays at least as fast up to density 1.
+// The lowest density from which reading every row stays at least as fast.
 float crossover_of(Rehearsal& rehearsal, bool hidden_site) {
-  float crossover = 1.0f;
+  float crossover = kMostCrossover;
   for (auto density = std::rbegin(kDensities); density != std::rend(kDensities); ++density) {
     const std::array<double, 2> times = rehearsal.seconds(hidden_site, *density);
     if (times[1] > kGain * times[0]) break;

@@ -5,13 +5,20 @@
 // Packed model:  PackedHeader, PackedBlock[blocks], payload.
 // State:         StateHeader, payload.
 //
+// Weights come in rows of a multiple of kPad.  Floats stand in order.  Integers are woven, so that a shift or a shuffle
+// unpacks whole vectors and every load is aligned: of four vectors w[0..3] of kPad weights, lane for lane,
+//   int24   three vectors of words of 32 bits with w[0], w[1], w[2] in the upper three bytes, and w[3] spread over the
+//           low bytes, its highest byte first.  Up to three vectors left over stand in words of their own.
+//   int8    one vector of words with w[0] in the lowest byte and w[3] in the highest.
+// Kernels leave the bytes below a weight in its word: the packer has rounded the weight so that the word comes closest.
+//
 // Weight forms
 //   panel   (inputs x outputs, transposed) split into panels of kPanel outputs: [panel][input][kPanel].  The last panel
 //           is as wide as the padded rest.  For products in which every output is wanted.
-//   record  everything that one gated channel needs, contiguous, `stride` bytes apart, so that a pruned channel costs
-//   no
-//           memory access.  Hidden channel: row of W_in, HiddenTail and taps, column of W_out.  Output channel: row of
-//           W_out, OutTail.
+//   rows    one for each gated channel, `stride` bytes apart, so that a pruned channel costs no memory access: rows of
+//           W_in and columns of W_out for hidden channels, rows of W_out for output channels.
+// W_in of gated hidden channels and W_out of gated outputs are there in both forms: where most channels are kept, a sum
+// over lanes for each row would cost more than what is left out saves.
 // Vectors are padded with zeros to a multiple of kPad floats, the widest vector of all instruction sets.
 #pragma once
 
@@ -21,13 +28,34 @@ namespace dyncp {
 
 constexpr int kPad = 16;
 constexpr int kPanel = 128;
-constexpr int64_t kLine = 64;
+constexpr int kLine = 64;
 // Frames of a chunk that go through a block together, so that its weights come from far away once for all of them.
 constexpr int kTileFrames = 8;
 
-enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3 };
+enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3, int24 = 4 };
 enum class GateKind : int32_t { none = 0, pooled = 1, constant = 2 };
 enum class Pooling : int32_t { average = 0, exponential = 1, window = 2 };
+
+// Of gate networks, whatever the other weights are: scores as exact as float32 gives them.
+constexpr Precision kGatePrecision = Precision::float32;
+
+// Integers have a scale for each output channel; times it, the words of 32 bits are the weights.
+constexpr bool has_scales(Precision precision) { return precision == Precision::int8 || precision == Precision::int24; }
+
+// Bytes of a row of `length` weights, a multiple of kPad.
+constexpr int64_t row_bytes(Precision precision, int64_t length) {
+  const int64_t vectors = length / kPad;
+  switch (precision) {
+    case Precision::float32:
+      return 4 * length;
+    case Precision::int24:
+      return (vectors / 4 * 3 + vectors % 4) * kLine;
+    case Precision::int8:
+      return (vectors + 3) / 4 * kLine;
+    default:
+      return 2 * length;
+  }
+}
 
 struct Geometry {
   int32_t bins, channels, hidden, taps, blocks;
@@ -42,19 +70,17 @@ struct Geometry {
 };
 
 struct PanelMatrix {
-  int64_t weights, bias, scale;  // byte offsets; scale (one float per output) only for int8
+  int64_t weights, bias, scale;  // byte offsets; scale (one float per output) only for integers
   int32_t inputs, outputs;
 };
 
 struct PackedBlock {
   int32_t dilation, history_rows;  // rows of the ring: (taps - 1) * dilation + 1
   float slope_in, slope_dw;        // 0 for ReLU
-  PanelMatrix w_in, w_out;         // w_in without hidden gates, w_out without any
-  int64_t b_in, scale_in;          // with hidden gates: [hidden]; the scale only for int8
-  int64_t b_dw, w_dw;              // [hidden], [tap][hidden]
-  int64_t hidden_records, out_records;
-  int64_t b_out, scale_out, scale_columns;  // with gates: [channels]; scales of the rows and columns of W_out for int8
-  int64_t gate_reduce;                      // rows [gate_width][channels], then bias [gate_width]
+  PanelMatrix w_in, w_out;         // no weights of w_out with hidden gates
+  int64_t hidden_rows, hidden_columns, out_rows;
+  int64_t b_dw, w_dw;       // [hidden], [tap][hidden]
+  PanelMatrix gate_reduce;  // weights as rows
   PanelMatrix gate_expand;  // inputs gate_width, outputs all gates; for a constant gate only bias, the scores
   // Byte offsets into the state: gates as 16 bits per vector of scores, then what is derived from them when they
   // change.
@@ -68,14 +94,13 @@ struct PackedHeader {
   Precision precision;
   Geometry geometry;
   int32_t channels_padded, hidden_padded, bins_padded, gates, gates_padded;
-  int64_t hidden_stride, hidden_column;  // bytes of a record, and from its start to the column
-  int64_t out_stride;
+  int64_t hidden_row_stride, hidden_column_stride, out_row_stride;  // bytes
   PanelMatrix front, back;
   int32_t has_transform;                    // n_fft is a power of two that the core transforms
   int64_t window, twiddles, real_twiddles;  // tables of the transform
   int64_t state_bytes;                      // of one stream
-  int64_t x, branch, hidden_values, pooled, gate_values, features, mask, logits, kept;  // state offsets
-  int64_t samples, tail, work, spectrum;  // state offsets of the transform
+  int64_t x, hidden_values, pooled, reduced, scores, features, mask, kept;  // state offsets
+  int64_t samples, tail, work, spectrum;                                    // state offsets of the transform
 };
 
 // Kept channels of a block, in the state: an array of these.
@@ -83,7 +108,7 @@ struct Kept {
   int32_t hidden, out;
 };
 
-// Densities above which the path that reads every row of a site is used; below, only kept rows are read.
+// Densities above which a site's weights are read whole, as panels; below, only rows of kept channels are read.
 struct Crossover {
   float hidden, out;
 };

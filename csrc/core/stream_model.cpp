@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 
 namespace dyncp {
@@ -10,14 +11,10 @@ namespace {
 
 constexpr char kMagic[8] = {'D', 'Y', 'N', 'C', 'P', 'P', '0', '1'};
 constexpr int64_t kMostBytes = int64_t{1} << 31;
-const char* const kPrecisionNames[] = {"float32", "float16", "bfloat16", "int8"};
+const char* const kPrecisionNames[] = {"float32", "float16", "bfloat16", "int8", "int24"};
 
 int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 int padded(int count) { return static_cast<int>(rounded_up(count, kPad)); }
-
-int element_bytes(Precision precision) {
-  return precision == Precision::float32 ? 4 : precision == Precision::int8 ? 1 : 2;
-}
 
 uint16_t half_bits(float value) {
   uint32_t bits;
@@ -40,42 +37,73 @@ uint16_t bfloat16_bits(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// Symmetric int8 per output channel: q = round(w / scale), scale = max |w| / 127.  NaN counts as 0: where hidden
-// channels are gated, the NaN of a pruned one must not spoil a scale that it shares with others.
-float int8_scale(const float* row, int64_t count) {
+// Symmetric integers per output channel, as words of 32 bits: the largest weight is the largest word whose lower bytes
+// are zero.  NaN counts as 0: where hidden channels are gated, the NaN of a pruned one must not spoil a scale that it
+// shares with others.  1 for floats.
+float scale_of(Precision precision, const float* row, int64_t count) {
+  if (!has_scales(precision)) return 1.0f;
   float most = 0;
   for (int64_t i = 0; i < count; ++i) {
     if (std::fabs(row[i]) > most) most = std::fabs(row[i]);
   }
-  return most / 127.0f;
+  return most / (precision == Precision::int8 ? 0x7f000000 : 0x7fffff00);
+}
+
+// The word of `bits` upper bits that comes closest to `wanted`, given those below.
+uint32_t closest_word(double wanted, uint32_t below, int bits) {
+  const double unit = std::ldexp(1.0, 32 - bits), most = std::ldexp(1.0, bits - 1);
+  const double whole = std::clamp(std::nearbyint((wanted - below) / unit), -most, most - 1);
+  return static_cast<uint32_t>(static_cast<int64_t>(whole * unit)) | below;
 }
 
 class Writer {
  public:
   Writer(Precision precision, char* base) : precision_(precision), base_(base) {}
 
-  // Stores one weight at element `index` of the array at byte `offset`.
-  void weight(int64_t offset, int64_t index, float value, float scale) {
-    char* array = base_ + offset;
+  // Stores a row of weights, padded with zeros; `scales` is one for each of them.
+  void row(int64_t offset, const std::vector<float>& weights, const std::vector<float>& scales) {
+    char* to = base_ + offset;
+    const size_t count = weights.size();
     switch (precision_) {
       case Precision::float32:
-        reinterpret_cast<float*>(array)[index] = value;
+        std::memcpy(to, weights.data(), count * sizeof(float));
         return;
       case Precision::float16:
-        reinterpret_cast<uint16_t*>(array)[index] = half_bits(value);
+        for (size_t i = 0; i < count; ++i) reinterpret_cast<uint16_t*>(to)[i] = half_bits(weights[i]);
         return;
       case Precision::bfloat16:
-        reinterpret_cast<uint16_t*>(array)[index] = bfloat16_bits(value);
+        for (size_t i = 0; i < count; ++i) reinterpret_cast<uint16_t*>(to)[i] = bfloat16_bits(weights[i]);
         return;
-      case Precision::int8: {
-        const float quotient = scale > 0 && value == value ? std::nearbyint(value / scale) : 0.0f;
-        reinterpret_cast<int8_t*>(array)[index] = static_cast<int8_t>(std::clamp(quotient, -127.0f, 127.0f));
-        return;
+      case Precision::int8:
+      case Precision::int24:
+        break;
+    }
+    auto* words = reinterpret_cast<uint32_t*>(to);
+    for (size_t first = 0; first < count; first += 4 * kPad) {
+      for (size_t lane = 0; lane < kPad; ++lane) {
+        double wanted[4] = {};
+        for (size_t j = 0, i = first + lane; j < 4 && i < count; ++j, i += kPad) {
+          const double quotient = static_cast<double>(weights[i]) / scales[i];
+          if (std::isfinite(quotient)) wanted[j] = quotient;
+        }
+        if (precision_ == Precision::int8) {
+          uint32_t word = 0;
+          for (int j = 0; j < 4; ++j) word = closest_word(wanted[j], word >> 8, 8);
+          words[lane] = word;
+          continue;
+        }
+        const bool has_four = first + 3 * kPad < count;
+        const uint32_t last = has_four ? closest_word(wanted[3], 0, 24) : 0;
+        for (size_t j = 0; j < 3 && first + j * kPad < count; ++j) {
+          words[j * kPad + lane] = closest_word(wanted[j], last >> (24 - 8 * j) & 0xff, 24);
+        }
       }
+      words += precision_ == Precision::int8 ? kPad : 3 * kPad;
     }
   }
 
   float* floats(int64_t offset) { return reinterpret_cast<float*>(base_ + offset); }
+  Precision precision() const { return precision_; }
 
  private:
   Precision precision_;
@@ -99,27 +127,60 @@ class Allocator {
   int64_t next_;
 };
 
-PanelMatrix take_panel(Allocator& memory, Precision precision, int inputs, int outputs) {
+// All of a matrix but its weights.
+PanelMatrix take_outputs(Allocator& memory, Precision precision, int inputs, int outputs) {
   PanelMatrix matrix{};
   matrix.inputs = inputs;
   matrix.outputs = outputs;
   matrix.bias = memory.floats(padded(outputs));
-  if (precision == Precision::int8) matrix.scale = memory.floats(padded(outputs));
-  matrix.weights = memory.take(static_cast<int64_t>(inputs) * padded(outputs) * element_bytes(precision));
+  if (has_scales(precision)) matrix.scale = memory.floats(padded(outputs));
   return matrix;
 }
 
+PanelMatrix take_panel(Allocator& memory, Precision precision, int inputs, int outputs) {
+  PanelMatrix matrix = take_outputs(memory, precision, inputs, outputs);
+  const int64_t panels = padded(outputs) / kPanel, rest = padded(outputs) % kPanel;
+  matrix.weights = memory.take(inputs * (panels * row_bytes(precision, kPanel) + row_bytes(precision, rest)));
+  return matrix;
+}
+
+std::vector<float> scales_of(Precision precision, const float* weights, int inputs, int outputs) {
+  std::vector<float> scales(outputs);
+  for (int o = 0; o < outputs; ++o) scales[o] = scale_of(precision, weights + int64_t{o} * inputs, inputs);
+  return scales;
+}
+
+// Stores all but the weights, and returns the scales.
+std::vector<float> fill_outputs(Writer& writer, const PanelMatrix& matrix, const float* weights, const float* bias) {
+  std::vector<float> scales = scales_of(writer.precision(), weights, matrix.inputs, matrix.outputs);
+  if (has_scales(writer.precision())) std::copy(scales.begin(), scales.end(), writer.floats(matrix.scale));
+  std::copy_n(bias, matrix.outputs, writer.floats(matrix.bias));
+  return scales;
+}
+
 // `weights` is (outputs, inputs) row-major.
-void fill_panel(Writer& writer, const PanelMatrix& matrix, const float* weights, const float* bias, bool is_int8) {
-  const int outputs = matrix.outputs, inputs = matrix.inputs, all = padded(outputs);
-  for (int o = 0; o < outputs; ++o) {
-    const float scale = is_int8 ? int8_scale(weights + int64_t{o} * inputs, inputs) : 1.0f;
-    if (is_int8) writer.floats(matrix.scale)[o] = scale;
-    writer.floats(matrix.bias)[o] = bias[o];
-    const int64_t panel = o / kPanel * kPanel, width = std::min<int64_t>(kPanel, all - panel);
+void fill_panel(Writer& writer, const PanelMatrix& matrix, const float* weights, const float* bias) {
+  const int outputs = matrix.outputs, inputs = matrix.inputs;
+  const std::vector<float> scales = fill_outputs(writer, matrix, weights, bias);
+  int64_t offset = matrix.weights;
+  for (int panel = 0; panel < outputs; panel += kPanel) {
+    const int width = std::min(kPanel, outputs - panel);
+    const std::vector<float> own_scales(scales.begin() + panel, scales.begin() + panel + width);
+    std::vector<float> row(width);
     for (int i = 0; i < inputs; ++i) {
-      writer.weight(matrix.weights, panel * inputs + i * width + (o - panel), weights[int64_t{o} * inputs + i], scale);
+      for (int o = 0; o < width; ++o) row[o] = weights[int64_t{panel + o} * inputs + i];
+      writer.row(offset, row, own_scales);
+      offset += row_bytes(writer.precision(), padded(width));
     }
+  }
+}
+
+// Rows of (outputs, inputs) weights, `stride` bytes apart.
+void fill_rows(Writer& writer, int64_t offset, int64_t stride, const float* weights, int inputs,
+               const std::vector<float>& scales) {
+  for (size_t o = 0; o < scales.size(); ++o) {
+    const float* row = weights + static_cast<int64_t>(o) * inputs;
+    writer.row(offset + static_cast<int64_t>(o) * stride, {row, row + inputs}, std::vector<float>(inputs, scales[o]));
   }
 }
 
@@ -147,10 +208,8 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   h.gates = g.channels * g.gates_out + g.hidden * g.gates_hidden;
   // Each site starts on a fresh vector, so its gates never share one with the other site's.
   h.gates_padded = h.channels_padded * g.gates_out + h.hidden_padded * g.gates_hidden;
-  const int element = element_bytes(precision);
-  h.hidden_column = int64_t{h.channels_padded} * element;
-  h.hidden_stride = rounded_up(2 * h.hidden_column, row_alignment);
-  h.out_stride = rounded_up(int64_t{h.hidden_padded} * element, row_alignment);
+  h.hidden_row_stride = h.hidden_column_stride = rounded_up(row_bytes(precision, h.channels_padded), row_alignment);
+  h.out_row_stride = rounded_up(row_bytes(precision, h.hidden_padded), row_alignment);
 
   Allocator memory(sizeof(PackedHeader) + sizeof(PackedBlock) * g.blocks);
   Allocator state(sizeof(StateHeader));
@@ -166,12 +225,11 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     h.features = state.floats(kTileFrames * h.bins_padded);
     h.mask = state.floats(kTileFrames * h.bins_padded);
   }
-  h.logits = state.floats(h.bins_padded);
   h.x = state.floats(kTileFrames * h.channels_padded);
-  h.branch = state.floats(h.channels_padded + h.hidden_padded);
-  h.hidden_values = state.floats(h.hidden_padded + kPad);
+  h.hidden_values = state.floats(h.hidden_padded);
   h.pooled = state.floats(h.channels_padded);
-  h.gate_values = state.floats(std::max(h.gates_padded, kPad) + padded(g.gate_width));
+  h.reduced = state.floats(padded(g.gate_width));
+  h.scores = state.floats(h.gates_padded);
   h.kept = state.take(static_cast<int64_t>(sizeof(Kept)) * g.blocks);
 
   h.front = take_panel(memory, precision, g.bins, g.channels);
@@ -182,29 +240,18 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     b.slope_in = source.slope_in ? *source.slope_in : 0.0f;
     b.slope_dw = source.slope_dw ? *source.slope_dw : 0.0f;
     if (g.gate_kind == GateKind::pooled) {
-      b.gate_reduce = memory.floats(int64_t{padded(g.gate_width)} * h.channels_padded + padded(g.gate_width));
-      b.gate_expand = take_panel(memory, Precision::float32, g.gate_width, h.gates_padded);
+      b.gate_reduce = take_outputs(memory, kGatePrecision, g.channels, g.gate_width);
+      b.gate_reduce.weights = memory.take(g.gate_width * row_bytes(kGatePrecision, h.channels_padded));
+      b.gate_expand = take_panel(memory, kGatePrecision, g.gate_width, h.gates_padded);
     } else if (g.gate_kind == GateKind::constant) {
       b.gate_expand.bias = memory.floats(h.gates_padded);
     }
-    const bool is_int8 = precision == Precision::int8;
-    if (g.gates_hidden) {
-      b.b_in = memory.floats(h.hidden_padded);
-      if (is_int8) b.scale_in = memory.floats(h.hidden_padded);
-    } else {
-      b.w_in = take_panel(memory, precision, g.channels, g.hidden);
-    }
+    b.w_in = take_panel(memory, precision, g.channels, g.hidden);
     b.b_dw = memory.floats(h.hidden_padded);
     b.w_dw = memory.floats(int64_t{h.hidden_padded} * g.taps);
-    if (g.gates_hidden) b.hidden_records = memory.take(h.hidden_stride * g.hidden, row_alignment);
-    if (g.gates_hidden || g.gates_out) {
-      b.b_out = memory.floats(h.channels_padded);
-      if (is_int8) b.scale_columns = memory.floats(h.channels_padded);
-      if (is_int8) b.scale_out = memory.floats(h.channels_padded);
-    } else {
-      b.w_out = take_panel(memory, precision, g.hidden, g.channels);
-    }
-    if (g.gates_out) b.out_records = memory.take(h.out_stride * g.channels, row_alignment);
+    b.w_out = g.gates_hidden ? take_outputs(memory, precision, g.hidden, g.channels)
+                             : take_panel(memory, precision, g.hidden, g.channels);
+    if (g.gates_hidden) b.hidden_columns = memory.take(h.hidden_column_stride * g.hidden, row_alignment);
 
     b.history = state.floats(int64_t{h.hidden_padded} * b.history_rows);
     if (g.gate_kind == GateKind::pooled) {
@@ -216,6 +263,11 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     plan.blocks.push_back(b);
   }
   h.back = take_panel(memory, precision, g.channels, g.bins);
+  // What only some frames read must not interrupt the rest, which every frame reads front to back.
+  for (PackedBlock& b : plan.blocks) {
+    if (g.gates_hidden) b.hidden_rows = memory.take(h.hidden_row_stride * g.hidden, row_alignment);
+    if (g.gates_out) b.out_rows = memory.take(h.out_row_stride * g.channels, row_alignment);
+  }
   h.bytes = memory.end();
   h.state_bytes = state.end();
   return plan;
@@ -240,74 +292,47 @@ int padded_gate(const PackedHeader& h, int gate) {
   return gate < outputs ? gate : h.channels_padded * h.geometry.gates_out + gate - outputs;
 }
 
-void fill_gate(Writer& writer, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
+void fill_gate(char* base, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
   const Geometry& g = h.geometry;
-  float* scores = writer.floats(b.gate_expand.bias);
+  Writer writer(kGatePrecision, base);
   // A padded gate can never be kept, whatever the shift.
-  std::fill(scores, scores + h.gates_padded, -INFINITY);
+  std::vector<float> scores(h.gates_padded, -INFINITY);
   for (int i = 0; i < h.gates; ++i) scores[padded_gate(h, i)] = source.gate_expand_bias[i];
-  if (g.gate_kind != GateKind::pooled) return;
-  float* reduce = writer.floats(b.gate_reduce);
-  for (int i = 0; i < g.gate_width; ++i) {
-    std::copy_n(source.gate_reduce + int64_t{i} * g.channels, g.channels, reduce + int64_t{i} * h.channels_padded);
+  if (g.gate_kind != GateKind::pooled) {
+    std::copy(scores.begin(), scores.end(), writer.floats(b.gate_expand.bias));
+    return;
   }
-  std::copy_n(source.gate_reduce_bias, g.gate_width, reduce + int64_t{padded(g.gate_width)} * h.channels_padded);
-  float* expand = writer.floats(b.gate_expand.weights);
+  fill_rows(writer, b.gate_reduce.weights, row_bytes(kGatePrecision, h.channels_padded), source.gate_reduce, g.channels,
+            fill_outputs(writer, b.gate_reduce, source.gate_reduce, source.gate_reduce_bias));
+  std::vector<float> expand(static_cast<size_t>(h.gates_padded) * g.gate_width);
   for (int i = 0; i < h.gates; ++i) {
-    const int64_t o = padded_gate(h, i), panel = o / kPanel * kPanel;
-    const int64_t width = std::min<int64_t>(kPanel, h.gates_padded - panel);
-    for (int j = 0; j < g.gate_width; ++j) {
-      expand[panel * g.gate_width + j * width + (o - panel)] = source.gate_expand[int64_t{i} * g.gate_width + j];
-    }
+    std::copy_n(source.gate_expand + int64_t{i} * g.gate_width, g.gate_width,
+                expand.begin() + int64_t{padded_gate(h, i)} * g.gate_width);
   }
-}
-
-void fill_hidden_records(Writer& writer, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
-  const Geometry& g = h.geometry;
-  const bool is_int8 = h.precision == Precision::int8;
-  std::vector<float> scale_columns(g.channels, 1.0f);
-  for (int c = 0; c < g.channels && is_int8; ++c) {
-    scale_columns[c] = int8_scale(source.w_out + int64_t{c} * g.hidden, g.hidden);
-    writer.floats(b.scale_columns)[c] = scale_columns[c];
-  }
-  std::copy_n(source.b_in, g.hidden, writer.floats(b.b_in));
-  for (int i = 0; i < g.hidden; ++i) {
-    const int64_t record = b.hidden_records + i * h.hidden_stride;
-    const float* row = source.w_in + int64_t{i} * g.channels;
-    const float scale = is_int8 ? int8_scale(row, g.channels) : 1.0f;
-    if (is_int8) writer.floats(b.scale_in)[i] = scale;
-    for (int c = 0; c < g.channels; ++c) {
-      writer.weight(record, c, row[c], scale);
-      writer.weight(record + h.hidden_column, c, source.w_out[int64_t{c} * g.hidden + i], scale_columns[c]);
-    }
-  }
+  fill_panel(writer, b.gate_expand, expand.data(), scores.data());
 }
 
 void fill_block(Writer& writer, const PackedHeader& h, const PackedBlock& b, const FoldedBlockView& source) {
   const Geometry& g = h.geometry;
-  const bool is_int8 = h.precision == Precision::int8;
-  if (g.gate_kind != GateKind::none) fill_gate(writer, h, b, source);
   std::copy_n(source.b_dw, g.hidden, writer.floats(b.b_dw));
   for (int i = 0; i < g.hidden; ++i) {
     for (int k = 0; k < g.taps; ++k) {
       writer.floats(b.w_dw)[int64_t{k} * h.hidden_padded + i] = source.w_dw[int64_t{i} * g.taps + k];
     }
   }
-  if (g.gates_hidden) {
-    fill_hidden_records(writer, h, b, source);
-  } else {
-    fill_panel(writer, b.w_in, source.w_in, source.b_in, is_int8);
-  }
-  if (!g.gates_hidden && !g.gates_out) {
-    fill_panel(writer, b.w_out, source.w_out, source.b_out, is_int8);
+  fill_panel(writer, b.w_in, source.w_in, source.b_in);
+  const std::vector<float> scales = fill_outputs(writer, b.w_out, source.w_out, source.b_out);
+  if (g.gates_out) fill_rows(writer, b.out_rows, h.out_row_stride, source.w_out, g.hidden, scales);
+  if (!g.gates_hidden) {
+    fill_panel(writer, b.w_out, source.w_out, source.b_out);
     return;
   }
-  std::copy_n(source.b_out, g.channels, writer.floats(b.b_out));
-  for (int c = 0; c < g.channels && g.gates_out; ++c) {
-    const float* row = source.w_out + int64_t{c} * g.hidden;
-    const float scale = is_int8 ? int8_scale(row, g.hidden) : 1.0f;
-    if (is_int8) writer.floats(b.scale_out)[c] = scale;
-    for (int i = 0; i < g.hidden; ++i) writer.weight(b.out_records + c * h.out_stride, i, row[i], scale);
+  fill_rows(writer, b.hidden_rows, h.hidden_row_stride, source.w_in, g.channels,
+            scales_of(h.precision, source.w_in, g.channels, g.hidden));
+  std::vector<float> column(g.channels);
+  for (int i = 0; i < g.hidden; ++i) {
+    for (int c = 0; c < g.channels; ++c) column[c] = source.w_out[int64_t{c} * g.hidden + i];
+    writer.row(b.hidden_columns + i * h.hidden_column_stride, column, scales);
   }
 }
 
@@ -348,10 +373,10 @@ void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
 }  // namespace
 
 Precision precision_named(const std::string& name) {
-  for (int i = 0; i < 4; ++i) {
+  for (size_t i = 0; i < std::size(kPrecisionNames); ++i) {
     if (name == kPrecisionNames[i]) return static_cast<Precision>(i);
   }
-  throw std::invalid_argument("precision must be float32, float16, bfloat16 or int8 (got " + name + ")");
+  throw std::invalid_argument("precision must be float32, float16, bfloat16, int8 or int24 (got " + name + ")");
 }
 
 const char* precision_name(Precision precision) { return kPrecisionNames[static_cast<int>(precision)]; }
@@ -385,12 +410,14 @@ void pack_model(const FoldedView& folded, Precision precision, void* packed, int
   std::memset(packed, 0, plan.header.bytes);
   char* base = static_cast<char*>(packed);
   Writer writer(precision, base);
-  const bool is_int8 = precision == Precision::int8;
-  fill_panel(writer, plan.header.front, folded.front_weight, folded.front_bias, is_int8);
+  fill_panel(writer, plan.header.front, folded.front_weight, folded.front_bias);
   for (size_t i = 0; i < plan.blocks.size(); ++i) {
+    if (plan.header.geometry.gate_kind != GateKind::none) {
+      fill_gate(base, plan.header, plan.blocks[i], folded.blocks[i]);
+    }
     fill_block(writer, plan.header, plan.blocks[i], folded.blocks[i]);
   }
-  fill_panel(writer, plan.header.back, folded.back_weight, folded.back_bias, is_int8);
+  fill_panel(writer, plan.header.back, folded.back_weight, folded.back_bias);
   if (plan.header.has_transform) fill_transform(writer, plan.header);
   std::memcpy(base, &plan.header, sizeof(PackedHeader));
   std::memcpy(base + sizeof(PackedHeader), plan.blocks.data(), sizeof(PackedBlock) * plan.blocks.size());

@@ -31,8 +31,8 @@ const char* precision_name(Precision precision);
 // Throws std::invalid_argument when a size is out of range.
 void check_geometry(const Geometry& geometry);
 
-// Bytes of the packed model.  `row_alignment` is the alignment of a gated channel's record, a power of two of at least
-// 64; more than that spreads the records, for tests that take the pages of pruned channels away.
+// Bytes of the packed model.  `row_alignment` is the alignment of a gated channel's rows, a power of two of at least
+// 64; more than that spreads the rows, for tests that take the pages of pruned channels away.
 int64_t packed_bytes(const FoldedView& folded, Precision precision, int64_t row_alignment = kLine);
 
 // Packs into `packed`, 64-byte aligned, of packed_bytes() bytes.

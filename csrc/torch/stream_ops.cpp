@@ -81,10 +81,10 @@ const float* floats_of(const char* op, const char* name, const Tensor& tensor) {
 }
 
 int64_t frames_of(const char* op, const Stream& stream, const Tensor& features) {
-  const int64_t bins = stream.model.geometry.bins;
-  check(features.dim() == 2 && features.size(1) == bins, op, ": features must have shape (frames, ", bins, ") (got ",
-        shape_of(features), ")");
-  return features.size(0);
+  const int64_t bins = stream.model.geometry.bins, dims = features.dim();
+  check((dims == 1 || dims == 2) && features.size(dims - 1) == bins, op, ": features must have shape (frames, ", bins,
+        ") or (", bins, ") (got ", shape_of(features), ")");
+  return dims == 1 ? 1 : features.size(0);
 }
 
 int64_t hops_of(const char* op, const Stream& stream, const Tensor& samples) {
@@ -148,7 +148,7 @@ void stream_step_out(Tensor packed, Tensor state, Tensor features, double shift,
   const char* op = "stream_step_out";
   const Stream stream = stream_of(op, packed, state);
   const int64_t frames = frames_of(op, stream, features);
-  check(mask.dim() == 2 && mask.size(0) == frames && mask.size(1) == features.size(1), op,
+  check(mask.dim() == features.dim() && mask.numel() == features.numel() && mask.size(0) == features.size(0), op,
         ": mask must have the shape of features, ", shape_of(features), " (got ", shape_of(mask), ")");
   auto* to = const_cast<float*>(floats_of(op, "mask", mask));
   dyncp::step_frames(stream.model, stream.state, floats_of(op, "features", features), frames, static_cast<float>(shift),
@@ -160,7 +160,9 @@ Tensor stream_step(Tensor packed, Tensor state, Tensor features, double shift) {
   const Stream stream = stream_of(op, packed, state);
   const int64_t frames = frames_of(op, stream, features);
   const float* from = floats_of(op, "features", features);
-  Tensor mask = torch::stable::empty({frames, features.size(1)}, ScalarType::Float);
+  const int64_t bins = stream.model.geometry.bins;
+  Tensor mask = features.dim() == 1 ? torch::stable::empty({bins}, ScalarType::Float)
+                                    : torch::stable::empty({frames, bins}, ScalarType::Float);
   dyncp::step_frames(stream.model, stream.state, from, frames, static_cast<float>(shift),
                      static_cast<float*>(mask.mutable_data_ptr()), nullptr);
   return mask;

@@ -15,7 +15,7 @@ from dyncp_kernels.bench.workload import Workload
 
 __all__ = ["TOLERANCE", "Check", "Timing", "check_offline", "check_stream", "measure"]
 
-TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "bfloat16": 1e-2, "int8": 2e-2}
+TOLERANCE = {"float32": 1e-4, "int24": 1e-4, "float16": 1e-3, "bfloat16": 1e-2, "int8": 2e-2}
 """By dtype of the weights, the largest difference from the float64 reference, of a mask value or sample, that counts as
 correct; both have full scale 1."""
 

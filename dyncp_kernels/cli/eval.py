@@ -26,7 +26,8 @@ def evaluate(
     masks: Annotated[Path | None, typer.Option(help="Save the gate masks here (.npz), for benchmarks.")] = None,
     budget: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of channels to keep.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Score the streaming engine with float32, float16, bfloat16 or int8 weights.")
+        str | None,
+        typer.Option(help="Score the streaming engine with float32, int24, float16, bfloat16 or int8 weights."),
     ] = None,
 ) -> None:
     """Score a model: PESQ, STOI, SI-SDR with 95 % intervals, usage, MACs, speed, and how dynamic its gates are."""

@@ -60,7 +60,7 @@ def test_each_pruned_network_meets_narrower_dense_ones_of_equal_macs_and_time(re
 
 def test_savings_are_against_the_static_network_of_the_same_dtype(results):
     rows = [row for row in results.rows if row.suite == "precision"]
-    assert {row.dtype for row in rows} == {"float32", "float16", "bfloat16", "int8"}
+    assert {row.dtype for row in rows} == {"float32", "int24", "float16", "bfloat16", "int8"}
     static = {row.dtype: row for row in rows if row.engine == "dyncp static"}
     for row in rows:
         base = static[row.dtype]

@@ -1,5 +1,6 @@
 """The streaming engine from Python: equal to the folded network in every geometry, precision and call pattern."""
 
+import copy
 import threading
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from dyncp_kernels import _extension
 from dyncp_kernels.audio import enhance
-from dyncp_kernels.engine import PackedModel, StreamEngine, folded_bytes
+from dyncp_kernels.engine import PRECISIONS, PackedModel, StreamEngine, folded_bytes
 from dyncp_kernels.nn import ConvFSENet
 
 pytestmark = pytest.mark.skipif(not _extension.extension_loaded(), reason="the native extension is not built")
@@ -201,7 +202,20 @@ def test_weights_of_fewer_bits_stay_close(instruction_set, site, precision, tole
         assert not torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("site", ["none", "output", "hidden", "both"])
+def test_weights_of_24_bits_round_as_little_as_float32(instruction_set, site, geometry):
+    folded = network(site=site, gate_per="static", **GEOMETRIES[geometry])
+    frames = features(folded)
+    exact, _ = offline(copy.deepcopy(folded).double(), frames.double())
+    for crossover in (0.0, 1.0):
+        options = {"hidden_crossover": crossover, "out_crossover": crossover}
+        error = {p: (StreamEngine(folded, p, **options).step(frames) - exact).abs() for p in ("float32", "int24")}
+        assert error["int24"].max() < 1e-6
+        assert error["int24"].mean() < 1.5 * error["float32"].mean()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("crossover", [0.0, 1.0])
 @pytest.mark.parametrize("site", ["output", "hidden", "both"])
 def test_nan_in_pruned_rows_never_leaks(instruction_set, site, crossover, precision):
@@ -223,8 +237,8 @@ def test_nan_in_pruned_rows_never_leaks(instruction_set, site, crossover, precis
             block.w_out[pruned] = float("nan")
             block.b_out[pruned] = float("nan")
     poisoned = StreamEngine(folded, precision, **options).step(frames)
-    # One int8 scale serves a row of W_out, pruned columns included, so there NaN takes part in packing.
-    torch.testing.assert_close(poisoned, clean, atol=5e-3 if precision == "int8" else 0, rtol=0)
+    # One scale of integers serves a row of W_out, pruned columns included, so there NaN takes part in packing.
+    torch.testing.assert_close(poisoned, clean, atol={"int8": 5e-3, "int24": 1e-6}.get(precision, 0), rtol=0)
 
 
 def test_crossovers_are_measured_reported_and_overridable():
@@ -259,14 +273,17 @@ def test_wrong_arguments_are_named():
     bins = folded.config.bins
     with pytest.raises(ValueError, match=r"precision must be one of .*got 'float8'"):
         StreamEngine(folded, "float8")
-    with pytest.raises(RuntimeError, match=r"features must have shape \(frames, 65\) \(got \[1, 64\]\)"):
+    with pytest.raises(RuntimeError, match=r"features must have shape \(frames, 65\) or \(65\) \(got \[1, 64\]\)"):
         engine.step(torch.rand(1, 64))
+    with pytest.raises(RuntimeError, match=r"features must have shape .* \(got \[1, 1, 65\]\)"):
+        engine.step(torch.rand(1, 1, bins))
     with pytest.raises(RuntimeError, match="features must be a contiguous float32 tensor"):
         engine.step(torch.rand(bins, 3).T)
     with pytest.raises(RuntimeError, match="features must be a contiguous float32 tensor"):
         engine.step(torch.rand(3, bins, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="mask must have the shape of features"):
-        engine.step(torch.rand(3, bins), out=torch.empty(2, bins))
+    for out in (torch.empty(2, bins), torch.empty(3 * bins)):
+        with pytest.raises(RuntimeError, match="mask must have the shape of features"):
+            engine.step(torch.rand(3, bins), out=out)
     with pytest.raises(RuntimeError, match=r"samples must have shape \(a multiple of 64\)"):
         engine.push_hop(torch.zeros(63))
     with pytest.raises(RuntimeError, match="state must belong to this packed model"):

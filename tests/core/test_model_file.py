@@ -96,7 +96,7 @@ def test_wrong_arguments_give_a_status_and_a_message(core, model):
     handle = ctypes.c_void_p()
     assert parse(core, content) == (OK, "")
     assert parse(core, content, b"float8")[0] == INVALID_ARGUMENT
-    assert "float32, float16, bfloat16 or int8 (got float8)" in parse(core, content, b"float8")[1]
+    assert "float32, float16, bfloat16, int8 or int24 (got float8)" in parse(core, content, b"float8")[1]
     assert core.dyncp_model_load(None, b"float32", ctypes.byref(handle)) == INVALID_ARGUMENT
     assert core.dyncp_model_load(b"/nowhere/model", b"float32", ctypes.byref(handle)) == IO_ERROR
     assert b"cannot open /nowhere/model" in core.dyncp_last_error()

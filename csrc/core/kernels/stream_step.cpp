@@ -7,126 +7,132 @@ namespace {
 
 // Rows whose products run side by side: as many accumulators hide the latency of a multiply-add.
 constexpr int kRowsAtOnce = kWidth < 8 ? kWidth : 8;
-constexpr int kTile = 8;
-
-template <class W>
-constexpr bool kScaled = false;
-template <>
-constexpr bool kScaled<Int8> = true;
+// How far prefetching runs ahead; lists of rows are padded that far.
+constexpr int kRowsAhead = kPad;
 
 DYNCP_INLINE int least(int a, int b) { return a < b ? a : b; }
 
 DYNCP_INLINE Floats activate(Floats v, float slope) { return prelu<float>(v, slope); }
 
+// Values of an array over the channels: neighbours from `first`, or those at the indices.
+DYNCP_INLINE Floats pick(const float* values, int first) { return load(values + first); }
+DYNCP_INLINE Floats pick(const float* values, const int32_t* indices) { return gather(values, indices); }
+
 // ---- products in which every output is wanted
 
-// kVectors vectors of outputs, neighbours in one panel, over all inputs.
-template <class W, int kVectors>
-DYNCP_INLINE void panel_tile(const W* weights, int64_t row_step, const float* x, int inputs, const float* bias,
-                             const float* scale, float* out) {
-  // Two chains of sums where the registers allow it: eight alone just cover the latency of a multiply-add.
-  constexpr int kChains = 2 * kVectors <= kVectorRegisters / 2 ? 2 : 1;
-  Floats sums[kVectors], others[kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    sums[v] = kScaled<W> ? zero<float>() : load(bias + v * kWidth);
-    others[v] = zero<float>();
+// A piece of a row, as load_weights takes it apart: kUnits times the same part of kCount vectors of kPad weights.
+template <Precision P, int kCount, int kUnits>
+struct Tile {
+  static constexpr int kVectors = kCount * kUnits;
+  int first, unit;
+
+  DYNCP_INLINE int vector(int u) const { return first + (unit + u) / kParts * kCount; }
+  DYNCP_INLINE int part(int u) const { return (unit + u) % kParts; }
+  // Where our vector v of the tile stands among the values that the row is for.
+  DYNCP_INLINE int place(int v) const { return (vector(v / kCount) + v % kCount) * kPad + part(v / kCount) * kWidth; }
+  DYNCP_INLINE void load_row(const char* row, Floats* w) const {
+    unrolled<kUnits>([&](auto u) DYNCP_INLINED { load_weights<P, kCount>(row, vector(u), part(u), w + u * kCount); });
   }
-  int i = 0;
-  for (; kChains == 2 && i + 1 < inputs; i += 2) {
-    const Floats value = broadcast(x[i]), other = broadcast(x[i + 1]);
-    const W* row = weights + i * row_step;
-    for (int v = 0; v < kVectors; ++v) sums[v] += value * load_weights(row + v * kWidth);
-    for (int v = 0; v < kVectors; ++v) others[v] += other * load_weights(row + row_step + v * kWidth);
+  DYNCP_INLINE void prefetch_row(const char* row) const {
+    constexpr int kBytes = static_cast<int>(row_bytes(P, kCount * kPad));
+    unrolled<kUnits>([&](auto u) DYNCP_INLINED {
+      const char* place = row + row_bytes(P, vector(u) * kPad);
+      unrolled<kBytes / kLine>([&](auto line) {
+        if (part(u) == 0) __builtin_prefetch(place + line * kLine);
+      });
+    });
   }
-  for (; i < inputs; ++i) {
-    const Floats value = broadcast(x[i]);
-    const W* row = weights + i * row_step;
-    for (int v = 0; v < kVectors; ++v) sums[v] += value * load_weights(row + v * kWidth);
-  }
-  for (int v = 0; v < kVectors; ++v) sums[v] += others[v];
-  for (int v = 0; v < kVectors; ++v) {
-    const Floats sum = kScaled<W> ? sums[v] * load(scale + v * kWidth) + load(bias + v * kWidth) : sums[v];
-    store(out + v * kWidth, sum);
-  }
+};
+
+// Calls `use` with tiles that together cover a row of `length` weights.
+template <Precision P, int kUnits = 2, class Use>
+DYNCP_INLINE void for_tiles(int length, Use use) {
+  const int vectors = length / kPad, units = vectors / 4 * kParts;
+  int unit = 0;
+  for (; unit + kUnits <= units; unit += kUnits) use(Tile<P, 4, kUnits>{0, unit});
+  for (; unit < units; ++unit) use(Tile<P, 4, 1>{0, unit});
+  for (unit = 0; unit < vectors % 4 * kParts; ++unit) use(Tile<P, 1, 1>{vectors / 4 * 4, unit});
 }
 
-// out = bias + W x, all padded outputs.
-template <class W>
-void multiply_panels(const void* model, const PanelMatrix& matrix, const float* x, float* out) {
-  const W* weights = at<W>(model, matrix.weights);
-  const float* bias = at<float>(model, matrix.bias);
-  const float* scale = at<float>(model, matrix.scale);
+// sums[v] = sum over i < count of value(i) times the tile's weights of row(i).
+template <Precision P, class Outputs, class Row, class Value>
+DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, Value value, Floats* sums) {
+  constexpr int kVectors = Outputs::kVectors;
+  // Two chains of sums where the registers allow it: eight alone just cover the latency of a multiply-add.
+  constexpr int kChains = 2 * kVectors <= kVectorRegisters / 2 ? 2 : 1;
+  Floats others[kVectors], w[kVectors];
+  unrolled<kVectors>([&](auto v) DYNCP_INLINED { sums[v] = others[v] = zero<float>(); });
+  const auto add = [&](Floats* to, int i) DYNCP_INLINED {
+    // Weights of 24 bits are read and unpacked at about the same pace, and the processor does not look ahead far enough
+    // to do both at once.  The others are bound by one of the two and only lose by prefetching.
+    if (P == Precision::int24) tile.prefetch_row(row(i + kRowsAhead));
+    const Floats factor = broadcast(value(i));
+    tile.load_row(row(i), w);
+    unrolled<kVectors>([&](auto v) DYNCP_INLINED { to[v] += factor * w[v]; });
+  };
+  int i = 0;
+  for (; kChains == 2 && i + 1 < count; i += 2) {
+    add(sums, i);
+    add(others, i + 1);
+  }
+  for (; i < count; ++i) add(sums, i);
+  unrolled<kVectors>([&](auto v) DYNCP_INLINED { sums[v] += others[v]; });
+}
+
+// scale * sum + bias of the outputs from `place` on; without a scale for floats.
+template <Precision P, class Which>
+DYNCP_INLINE Floats finished(Floats sum, const void* model, const PanelMatrix& matrix, Which which) {
+  const Floats bias = pick(at<float>(model, matrix.bias), which);
+  return has_scales(P) ? sum * pick(at<float>(model, matrix.scale), which) + bias : sum + bias;
+}
+
+// Calls use(place, vector of outputs) for all of W x + bias.
+template <Precision P, class Use>
+DYNCP_INLINE void multiply_panels(const void* model, const PanelMatrix& matrix, const float* x, Use use) {
+  const char* panel = at<char>(model, matrix.weights);
   const int outputs = (matrix.outputs + kPad - 1) / kPad * kPad, inputs = matrix.inputs;
   for (int start = 0; start < outputs; start += kPanel) {
     const int width = least(kPanel, outputs - start);
-    const W* panel = weights + int64_t{start} * inputs;
-    for (int done = 0; done < width;) {
-      const int left = (width - done) / kWidth, from = start + done;
-      const auto run = [&](auto vectors) {
-        constexpr int kVectors = decltype(vectors)::value;
-        panel_tile<W, kVectors>(panel + done, width, x, inputs, bias + from, scale + from, out + from);
-        done += kVectors * kWidth;
-      };
-      if (left >= 8) {
-        run(Count<8>{});
-      } else if (left >= 4) {
-        run(Count<4>{});
-      } else if (left >= 2) {
-        run(Count<2>{});
-      } else {
-        run(Count<1>{});
-      }
-    }
+    const int64_t step = row_bytes(P, width);
+    for_tiles<P>(width, [&](auto tile) DYNCP_INLINED {
+      constexpr int kVectors = decltype(tile)::kVectors;
+      Floats sums[kVectors];
+      sum_rows<P>(tile, inputs, [&](int i) { return panel + i * step; }, [&](int i) { return x[i]; }, sums);
+      unrolled<kVectors>([&](auto v) DYNCP_INLINED {
+        const int place = start + tile.place(v);
+        use(place, finished<P>(sums[v], model, matrix, place));
+      });
+    });
+    panel += inputs * step;
   }
 }
 
 // ---- products over rows that lie anywhere
 
-// Lane r of the result is row r times x; `length` is a multiple of kPad.  With `kept` bits, lanes of the rows where a
-// bit is 0 do not enter: there the weights may be anything.
-template <class W, bool kMasked>
-DYNCP_INLINE Floats multiply_rows(const char* const* rows, const float* x, const uint16_t* kept, int length) {
+// Lane r < count of the result is row r times x; `length` is a multiple of kPad.  With `kept` bits, lanes of the rows
+// where a bit is 0 do not enter: there the weights may be anything.
+template <Precision P, bool kMasked = false>
+DYNCP_INLINE Floats multiply_rows(const char* const* rows, int count, const float* x, int length,
+                                  const uint16_t* kept = nullptr) {
   Floats sums[kWidth];
-  for (int first = 0; first < kWidth; first += kRowsAtOnce) {
-    Floats part[kRowsAtOnce];
-    for (int r = 0; r < kRowsAtOnce; ++r) part[r] = zero<float>();
-    for (int i = 0; i < length; i += kWidth) {
-      const Floats value = load(x + i);
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        Floats w = load_weights(reinterpret_cast<const W*>(rows[first + r]) + i);
-        if (kMasked) w = select(lanes_of(kept, i), w, zero<float>());
-        part[r] += value * w;
-      }
-    }
-    for (int r = 0; r < kRowsAtOnce; ++r) sums[first + r] = part[r];
-  }
+  unrolled<kWidth / kRowsAtOnce>([&](auto group) DYNCP_INLINED {
+    Floats* part = sums + group * kRowsAtOnce;
+    unrolled<kRowsAtOnce>([&](auto r) DYNCP_INLINED { part[r] = zero<float>(); });
+    if (group * kRowsAtOnce >= count) return;
+    for_tiles<P, 1>(length, [&](auto tile) DYNCP_INLINED {
+      constexpr int kVectors = decltype(tile)::kVectors;
+      unrolled<kRowsAtOnce>([&](auto r) DYNCP_INLINED {
+        Floats w[kVectors];
+        tile.load_row(rows[group * kRowsAtOnce + r], w);
+        unrolled<kVectors>([&](auto v) DYNCP_INLINED {
+          const int place = tile.place(v);
+          if (kMasked) w[v] = select(lanes_of(kept, place), w[v], zero<float>());
+          part[r] += load(x + place) * w[v];
+        });
+      });
+    });
+  });
   return sum_of_rows(sums);
-}
-
-template <class W, int kVectors>
-DYNCP_INLINE void add_column_tile(const char* const* columns, const float* values, int count, int64_t place,
-                                  float* out) {
-  Floats sums[kVectors];
-  for (int v = 0; v < kVectors; ++v) sums[v] = load(out + place + v * kWidth);
-  for (int i = 0; i < count; ++i) {
-    const Floats value = broadcast(values[i]);
-    const W* column = reinterpret_cast<const W*>(columns[i]) + place;
-    for (int v = 0; v < kVectors; ++v) sums[v] += value * load_weights(column + v * kWidth);
-  }
-  for (int v = 0; v < kVectors; ++v) store(out + place + v * kWidth, sums[v]);
-}
-
-// out += sum of values[i] * columns[i], `length` a multiple of kPad.
-template <class W>
-DYNCP_INLINE void add_columns(const char* const* columns, const float* values, int count, int length, float* out) {
-  int place = 0;
-  for (; place + kTile * kWidth <= length; place += kTile * kWidth) {
-    add_column_tile<W, kTile>(columns, values, count, place, out);
-  }
-  for (; place + 4 * kWidth <= length; place += 4 * kWidth) {
-    add_column_tile<W, 4>(columns, values, count, place, out);
-  }
-  for (; place < length; place += kWidth) add_column_tile<W, 1>(columns, values, count, place, out);
 }
 
 // ---- gates
@@ -149,7 +155,9 @@ DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state,
       const float rate = static_cast<float>(2.0 / (window + 1));
       for (int i = 0; i < length; i += kWidth) {
         const Floats now = load(x + i), before = frames == 0 ? now : load(memory + i);
-        const Floats next = before + rate * (now - before);
+        Floats next = before + rate * (now - before);
+        // A channel that falls silent would decay into denormal numbers, which are slow.
+        next = next < 1e-30f && next > -1e-30f ? zero<float>() : next;
         store(memory + i, next);
         store(pooled + i, next);
       }
@@ -186,29 +194,30 @@ DYNCP_INLINE int list_bits(const uint16_t* bits, int units, int32_t* list) {
   return count;
 }
 
+// The first half of a gate network: what enters the product that gives the scores.
+void reduce(const PackedHeader& h, const PackedBlock& b, void* state, const float* x) {
+  float* pooled = at<float>(state, h.pooled);
+  pool(h, b, state, x, pooled);
+  const char* weights = at<char>(&h, b.gate_reduce.weights);
+  const int64_t stride = row_bytes(kGatePrecision, h.channels_padded);
+  const int width = h.geometry.gate_width;
+  for (int first = 0; first < width; first += kWidth) {
+    const char* rows[kWidth];
+    for (int r = 0; r < kWidth; ++r) rows[r] = weights + least(first + r, width - 1) * stride;
+    const Floats sums = multiply_rows<kGatePrecision>(rows, width - first, pooled, h.channels_padded);
+    store(at<float>(state, h.reduced) + first, relu<float>(finished<kGatePrecision>(sums, &h, b.gate_reduce, first)));
+  }
+}
+
 // Decides the gates of a block; what is derived from them is rebuilt only when a bit has changed.
-void decide(const PackedHeader& h, const PackedBlock& b, void* state, const float* x, float shift, Kept* kept) {
+void decide(const PackedHeader& h, const PackedBlock& b, void* state, float shift, Kept* kept) {
   const Geometry& g = h.geometry;
-  float* scores = at<float>(state, h.gate_values);
-  const float* decided = scores;
+  const float* decided = at<float>(&h, b.gate_expand.bias);
   if (g.gate_kind == GateKind::pooled) {
-    float* pooled = at<float>(state, h.pooled);
-    pool(h, b, state, x, pooled);
-    const char* reduce = at<char>(&h, b.gate_reduce);
-    const int width = (g.gate_width + kPad - 1) / kPad * kPad;
-    const float* bias = reinterpret_cast<const float*>(reduce) + int64_t{width} * h.channels_padded;
-    float* reduced = scores + (h.gates_padded > kPad ? h.gates_padded : kPad);
-    for (int first = 0; first < g.gate_width; first += kWidth) {
-      const char* rows[kWidth];
-      for (int r = 0; r < kWidth; ++r) {
-        rows[r] = reduce + int64_t{least(first + r, g.gate_width - 1)} * h.channels_padded * 4;
-      }
-      store(reduced + first,
-            relu<float>(multiply_rows<float, false>(rows, pooled, nullptr, h.channels_padded) + load(bias + first)));
-    }
-    multiply_panels<float>(&h, b.gate_expand, reduced, scores);
-  } else {
-    decided = at<float>(&h, b.gate_expand.bias);
+    float* scores = at<float>(state, h.scores);
+    multiply_panels<kGatePrecision>(&h, b.gate_expand, at<float>(state, h.reduced),
+                                    [&](int place, Floats sum) { store(scores + place, sum); });
+    decided = scores;
   }
   uint16_t* bits = at<uint16_t>(state, b.bits);
   const int units = h.gates_padded / kPad;
@@ -254,213 +263,165 @@ DYNCP_INLINE void find_history(const PackedHeader& h, const PackedBlock& b, void
 
 // ---- the hidden half of a block: everything before W_out
 
-template <class W>
-void hidden_dense(const PackedHeader& h, const PackedBlock& b, const History& history, const float* x, float* z) {
+// Every channel; with `bits`, u and z of pruned ones are dropped by selection.
+template <Precision P>
+void hidden_dense(const PackedHeader& h, const PackedBlock& b, const History& history, const uint16_t* bits,
+                  const float* x, float* z) {
   const int taps = h.geometry.taps;
   float* now = history.rows[taps - 1];
-  multiply_panels<W>(&h, b.w_in, x, now);
+  multiply_panels<P>(&h, b.w_in, x, [&](int place, Floats sum) {
+    const Floats u = activate(sum, b.slope_in);
+    store(now + place, bits == nullptr ? u : select(lanes_of(bits, place), u, zero<float>()));
+  });
   const float* w_dw = at<float>(&h, b.w_dw);
   const float* b_dw = at<float>(&h, b.b_dw);
   for (int i = 0; i < h.hidden_padded; i += kWidth) {
-    store(now + i, activate(load(now + i), b.slope_in));
     Floats sum = load(b_dw + i);
     for (int k = 0; k < taps; ++k) sum += load(w_dw + int64_t{k} * h.hidden_padded + i) * load(history.rows[k] + i);
-    store(z + i, activate(sum, b.slope_dw));
+    const Floats value = activate(sum, b.slope_dw);
+    store(z + i, bits == nullptr ? value : select(lanes_of(bits, i), value, zero<float>()));
   }
 }
 
-// Up to kWidth gated hidden channels, given by their indices (a whole vector of them, the surplus repeated).
-struct Channels {
-  Floats u, z;
-};
-
-// Values of an array over the channels: neighbours from `first`, or those at the indices.
-DYNCP_INLINE Floats pick(const float* values, int first) { return load(values + first); }
-DYNCP_INLINE Floats pick(const float* values, const int32_t* indices) { return gather(values, indices); }
-
-template <class W, class Which>
-DYNCP_INLINE Channels compute_channels(const PackedHeader& h, const PackedBlock& b, const History& history, Which which,
-                                       const char* const* records, const float* x) {
-  const int taps = h.geometry.taps;
-  Floats u = multiply_rows<W, false>(records, x, nullptr, h.channels_padded);
-  const Floats b_in = pick(at<float>(&h, b.b_in), which);
-  u = kScaled<W> ? u * pick(at<float>(&h, b.scale_in), which) + b_in : u + b_in;
-  u = activate(u, b.slope_in);
-  Floats sum = pick(at<float>(&h, b.b_dw), which);
-  const float* w_dw = at<float>(&h, b.w_dw);
-  for (int k = 0; k + 1 < taps; ++k) {
-    sum += pick(w_dw + int64_t{k} * h.hidden_padded, which) * pick(history.rows[k], which);
-  }
-  sum += pick(w_dw + int64_t{taps - 1} * h.hidden_padded, which) * u;
-  return {u, activate(sum, b.slope_dw)};
-}
-
-// No software prefetch here: measured on an out-of-order core with 1 KiB records, it only lost time (its requests share
-// the few line fill buffers with the loads), at every density and for random gates as well.
+// Only the kept channels, given by their indices (whole vectors of them, the surplus repeated).
 //
-// Only the kept channels; their z in the order of the list, and with `columns` their share of W_out z added to
-// `branch`.
-template <class W>
+// No software prefetch here: measured on an out-of-order core with float32 rows, it only lost time (its requests share
+// the few line fill buffers with the loads), at every density and for random gates as well.
+template <Precision P>
 void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History& history, const int32_t* list,
-                     int count, const float* x, float* z, bool with_columns, float* branch) {
-  float* now = history.rows[h.geometry.taps - 1];
-  for (int i = 0; i < h.hidden_padded; i += kWidth) store(now + i, zero<float>());
-  const char* base = at<char>(&h, b.hidden_records);
-  for (int first = 0; first < count; first += kWidth) {
-    const char *records[kWidth], *columns[kWidth];
-    for (int r = 0; r < kWidth; ++r) {
-      records[r] = base + list[first + r] * h.hidden_stride;
-      columns[r] = records[r] + h.hidden_column;
-    }
-    const Channels channels = compute_channels<W>(h, b, history, list + first, records, x);
-    float u[kWidth];
-    store(u, channels.u);
-    const int filled = least(kWidth, count - first);
-    for (int r = 0; r < filled; ++r) now[list[first + r]] = u[r];
-    store(z + first, channels.z);
-    if (with_columns) add_columns<W>(columns, z + first, filled, h.channels_padded, branch);
+                     int count, const float* x, float* z) {
+  const int taps = h.geometry.taps;
+  float* now = history.rows[taps - 1];
+  for (int i = 0; i < h.hidden_padded; i += kWidth) {
+    store(now + i, zero<float>());
+    store(z + i, zero<float>());
   }
-}
-
-// As hidden_gathered, but every row is read and pruned results are dropped by selection; z of all channels, in place.
-template <class W>
-void hidden_bitsed(const PackedHeader& h, const PackedBlock& b, const History& history, const uint16_t* bits,
-                   const float* x, float* z, bool with_columns, float* branch) {
-  float* now = history.rows[h.geometry.taps - 1];
-  const char* base = at<char>(&h, b.hidden_records);
-  const int hidden = h.geometry.hidden;
-  for (int first = 0; first < h.hidden_padded; first += kWidth) {
-    const char *records[kWidth], *columns[kWidth];
-    for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, hidden - 1) * h.hidden_stride;
-    const Channels channels = compute_channels<W>(h, b, history, first, records, x);
-    const Integers kept = lanes_of(bits, first);
-    const Floats kept_z = select(kept, channels.z, zero<float>());
-    store(now + first, select(kept, channels.u, zero<float>()));
-    store(z + first, kept_z);
-    if (!with_columns) continue;
-    float values[kWidth];
-    int count = 0;
-    for (uint32_t rest = bits_of(kept); rest != 0; rest &= rest - 1) {
-      const int r = __builtin_ctz(rest);
-      columns[count] = records[r] + h.hidden_column;
-      values[count++] = z[first + r];
+  const char* weights = at<char>(&h, b.hidden_rows);
+  const float* w_dw = at<float>(&h, b.w_dw);
+  for (int first = 0; first < count; first += kWidth) {
+    const int32_t* which = list + first;
+    const int filled = least(kWidth, count - first);
+    const char* rows[kWidth];
+    for (int r = 0; r < kWidth; ++r) rows[r] = weights + which[r] * h.hidden_row_stride;
+    const Floats product = multiply_rows<P>(rows, filled, x, h.channels_padded);
+    const Floats u = activate(finished<P>(product, &h, b.w_in, which), b.slope_in);
+    Floats sum = pick(at<float>(&h, b.b_dw), which);
+    for (int k = 0; k + 1 < taps; ++k) {
+      sum += pick(w_dw + int64_t{k} * h.hidden_padded, which) * pick(history.rows[k], which);
     }
-    add_columns<W>(columns, values, count, h.channels_padded, branch);
+    sum += pick(w_dw + int64_t{taps - 1} * h.hidden_padded, which) * u;
+    float kept_u[kWidth], kept_z[kWidth];
+    store(kept_u, u);
+    store(kept_z, activate(sum, b.slope_dw));
+    for (int r = 0; r < filled; ++r) {
+      now[which[r]] = kept_u[r];
+      z[which[r]] = kept_z[r];
+    }
   }
 }
 
 // ---- the output half: x += W_out z + b_out
 
-template <class W>
-void out_dense(const PackedHeader& h, const PackedBlock& b, const float* z, float* branch, float* x) {
-  multiply_panels<W>(&h, b.w_out, z, branch);
-  for (int i = 0; i < h.channels_padded; i += kWidth) store(x + i, load(x + i) + load(branch + i));
+// Every output; with `bits`, pruned ones are dropped by selection.
+template <Precision P>
+void out_dense(const PackedHeader& h, const PackedBlock& b, const uint16_t* bits, const float* z, float* x) {
+  multiply_panels<P>(&h, b.w_out, z, [&](int place, Floats sum) {
+    const Floats y = load(x + place) + sum;
+    store(x + place, bits == nullptr ? y : select(lanes_of(bits, place), y, load(x + place)));
+  });
 }
 
-template <class W, class Which>
-DYNCP_INLINE Floats compute_outputs(const PackedHeader& h, const PackedBlock& b, Which which,
-                                    const char* const* records, const float* z, const uint16_t* hidden_bits) {
-  const Floats product = hidden_bits != nullptr ? multiply_rows<W, true>(records, z, hidden_bits, h.hidden_padded)
-                                                : multiply_rows<W, false>(records, z, nullptr, h.hidden_padded);
-  const Floats b_out = pick(at<float>(&h, b.b_out), which);
-  return kScaled<W> ? product * pick(at<float>(&h, b.scale_out), which) + b_out : product + b_out;
+// The same with only the columns of kept hidden channels.
+template <Precision P>
+void out_of_columns(const PackedHeader& h, const PackedBlock& b, const int32_t* list, int count, const uint16_t* bits,
+                    const float* z, float* x) {
+  const char* columns = at<char>(&h, b.hidden_columns);
+  const int64_t stride = h.hidden_column_stride;
+  for_tiles<P>(h.channels_padded, [&](auto tile) DYNCP_INLINED {
+    constexpr int kVectors = decltype(tile)::kVectors;
+    Floats sums[kVectors];
+    sum_rows<P>(
+        tile, count, [&](int i) { return columns + list[i] * stride; }, [&](int i) { return z[list[i]]; }, sums);
+    unrolled<kVectors>([&](auto v) DYNCP_INLINED {
+      const int place = tile.place(v);
+      const Floats y = load(x + place) + finished<P>(sums[v], &h, b.w_out, place);
+      store(x + place, bits == nullptr ? y : select(lanes_of(bits, place), y, load(x + place)));
+    });
+  });
 }
 
-template <class W>
+// Only the kept outputs; with hidden bits, weights of pruned hidden channels are dropped by selection.
+template <Precision P>
 void out_gathered(const PackedHeader& h, const PackedBlock& b, const int32_t* list, int count, const float* z,
                   const uint16_t* hidden_bits, float* x) {
-  const char* base = at<char>(&h, b.out_records);
+  const char* weights = at<char>(&h, b.out_rows);
   for (int first = 0; first < count; first += kWidth) {
-    const char* records[kWidth];
-    for (int r = 0; r < kWidth; ++r) records[r] = base + list[first + r] * h.out_stride;
+    const int32_t* which = list + first;
+    const int filled = least(kWidth, count - first);
+    const char* rows[kWidth];
+    for (int r = 0; r < kWidth; ++r) rows[r] = weights + which[r] * h.out_row_stride;
+    const Floats product = hidden_bits != nullptr
+                               ? multiply_rows<P, true>(rows, filled, z, h.hidden_padded, hidden_bits)
+                               : multiply_rows<P>(rows, filled, z, h.hidden_padded);
     float y[kWidth];
-    store(y, compute_outputs<W>(h, b, list + first, records, z, hidden_bits));
-    for (int r = 0; r < least(kWidth, count - first); ++r) x[list[first + r]] += y[r];
+    store(y, finished<P>(product, &h, b.w_out, which));
+    for (int r = 0; r < filled; ++r) x[which[r]] += y[r];
   }
 }
 
-template <class W>
-void out_bitsed(const PackedHeader& h, const PackedBlock& b, const uint16_t* bits, const float* z,
-                const uint16_t* hidden_bits, float* x) {
-  const char* base = at<char>(&h, b.out_records);
-  for (int first = 0; first < h.channels_padded; first += kWidth) {
-    const char* records[kWidth];
-    for (int r = 0; r < kWidth; ++r) records[r] = base + least(first + r, h.geometry.channels - 1) * h.out_stride;
-    const Floats y = compute_outputs<W>(h, b, first, records, z, hidden_bits);
-    const Integers kept = lanes_of(bits, first);
-    store(x + first, select(kept, load(x + first) + y, load(x + first)));
-  }
+bool above(float crossover, int kept, int all) {
+  return static_cast<float>(kept) > crossover * static_cast<float>(all);
 }
 
-// The sum of columns in `branch` becomes W_out z + b_out and enters x where the output gates, if any, keep it.
-template <class W>
-void finish_columns(const PackedHeader& h, const PackedBlock& b, const uint16_t* out_bits, const float* branch,
-                    float* x) {
-  const float* b_out = at<float>(&h, b.b_out);
-  const float* scale = at<float>(&h, b.scale_columns);
-  for (int i = 0; i < h.channels_padded; i += kWidth) {
-    const Floats sum = kScaled<W> ? load(branch + i) * load(scale + i) : load(branch + i);
-    const Floats y = load(x + i) + (sum + load(b_out + i));
-    store(x + i, out_bits != nullptr ? select(lanes_of(out_bits, i), y, load(x + i)) : y);
-  }
-}
-
-template <class W>
+template <Precision P>
 void block_with_hidden_gates(const PackedHeader& h, const PackedBlock& b, void* state, const History& history,
                              Kept kept, Crossover crossover, float* x) {
   const Geometry& g = h.geometry;
   float* z = at<float>(state, h.hidden_values);
-  float* branch = at<float>(state, h.branch);
   const int32_t* list = at<int32_t>(state, b.hidden_list);
-  const uint16_t* hidden_bits = at<uint16_t>(state, b.bits) + (g.gates_out ? h.channels_padded / kPad : 0);
   const uint16_t* out_bits = g.gates_out ? at<uint16_t>(state, b.bits) : nullptr;
-  if (kept.hidden == 0 || (g.gates_out && kept.out == 0)) {
-    // Nothing reaches the output; but with kept hidden channels the history still needs their values.
-    hidden_gathered<W>(h, b, history, list, kept.hidden, x, z, false, branch);
-    return;
-  }
-  const bool reads_all = static_cast<float>(kept.hidden) > crossover.hidden * static_cast<float>(g.hidden);
-  const bool by_rows = g.gates_out && int64_t{kept.out} * g.hidden < int64_t{kept.hidden} * g.channels;
-  for (int i = 0; i < h.channels_padded; i += kWidth) store(branch + i, zero<float>());
-  if (!reads_all) {
-    hidden_gathered<W>(h, b, history, list, kept.hidden, x, z, !by_rows, branch);
-    if (by_rows) {
-      float* spread = branch + h.channels_padded;
-      for (int i = 0; i < h.hidden_padded; i += kWidth) store(spread + i, zero<float>());
-      for (int i = 0; i < kept.hidden; ++i) spread[list[i]] = z[i];
-      z = spread;
-    }
+  const uint16_t* hidden_bits = at<uint16_t>(state, b.bits) + (g.gates_out ? h.channels_padded / kPad : 0);
+  if (above(crossover.hidden, kept.hidden, g.hidden)) {
+    hidden_dense<P>(h, b, history, hidden_bits, x, z);
   } else {
-    hidden_bitsed<W>(h, b, history, hidden_bits, x, z, !by_rows, branch);
+    hidden_gathered<P>(h, b, history, list, kept.hidden, x, z);
   }
-  if (!by_rows) {
-    finish_columns<W>(h, b, out_bits, branch, x);
-  } else if (static_cast<float>(kept.out) > crossover.out * static_cast<float>(g.channels)) {
-    out_bitsed<W>(h, b, out_bits, z, hidden_bits, x);
+  // The history needs the kept hidden channels even where nothing reaches the output.
+  if (kept.hidden == 0 || (g.gates_out && kept.out == 0)) return;
+  if (g.gates_out && int64_t{kept.out} * g.hidden < int64_t{kept.hidden} * g.channels) {
+    out_gathered<P>(h, b, at<int32_t>(state, b.out_list), kept.out, z, hidden_bits, x);
   } else {
-    out_gathered<W>(h, b, at<int32_t>(state, b.out_list), kept.out, z, hidden_bits, x);
+    out_of_columns<P>(h, b, list, kept.hidden, out_bits, z, x);
   }
 }
 
-template <class W>
-void run_block(const PackedHeader& h, const PackedBlock& b, void* state, Kept kept, float* x) {
+template <Precision P>
+void run_block(const PackedHeader& h, const PackedBlock& b, void* state, float shift, Kept* kept, uint8_t* gates,
+               float* x) {
   const Geometry& g = h.geometry;
   const Crossover crossover = static_cast<const StateHeader*>(state)->crossover;
   History history;
   find_history(h, b, state, history);
-  if (g.gates_hidden) return block_with_hidden_gates<W>(h, b, state, history, kept, crossover, x);
   float* z = at<float>(state, h.hidden_values);
-  hidden_dense<W>(h, b, history, x, z);
-  if (!g.gates_out) {
-    out_dense<W>(h, b, z, at<float>(state, h.branch), x);
-  } else if (static_cast<float>(kept.out) > crossover.out * static_cast<float>(g.channels)) {
-    out_bitsed<W>(h, b, at<uint16_t>(state, b.bits), z, nullptr, x);
+  if (g.gate_kind == GateKind::pooled) reduce(h, b, state, x);
+  // Needs no gates, so that it hides how long they take.
+  if (!g.gates_hidden) hidden_dense<P>(h, b, history, nullptr, x, z);
+  if (g.gate_kind != GateKind::none) {
+    decide(h, b, state, shift, kept);
+    if (gates != nullptr) unpack_gates(h, b, state, gates);
+  }
+  if (g.gates_hidden) {
+    block_with_hidden_gates<P>(h, b, state, history, *kept, crossover, x);
+  } else if (!g.gates_out) {
+    out_dense<P>(h, b, nullptr, z, x);
+  } else if (above(crossover.out, kept->out, g.channels)) {
+    out_dense<P>(h, b, at<uint16_t>(state, b.bits), z, x);
   } else {
-    out_gathered<W>(h, b, at<int32_t>(state, b.out_list), kept.out, z, nullptr, x);
+    out_gathered<P>(h, b, at<int32_t>(state, b.out_list), kept->out, z, nullptr, x);
   }
 }
 
-template <class W>
+template <Precision P>
 void step_with(const PackedHeader& h, void* state, const float* features, int frames, int64_t stride, float shift,
                float* masks, uint8_t* gates) {
   const Geometry& g = h.geometry;
@@ -469,30 +430,28 @@ void step_with(const PackedHeader& h, void* state, const float* features, int fr
   float* x = at<float>(state, h.x);
   for (int t = 0; t < frames; ++t) {
     float* row = x + int64_t{t} * h.channels_padded;
-    multiply_panels<W>(&h, h.front, features + t * stride, row);
-    for (int i = 0; i < h.channels_padded; i += kWidth) store(row + i, relu<float>(load(row + i)));
+    multiply_panels<P>(&h, h.front, features + t * stride,
+                       [&](int place, Floats sum) { store(row + place, relu<float>(sum)); });
   }
   Kept* kept = at<Kept>(state, h.kept);
   for (int n = 0; n < g.blocks; ++n) {
     const PackedBlock& b = packed_blocks(h)[n];
     for (int t = 0; t < frames; ++t) {
       header->frames = before + t;
-      float* row = x + int64_t{t} * h.channels_padded;
-      if (g.gate_kind != GateKind::none) {
-        decide(h, b, state, row, shift, kept + n);
-        if (gates != nullptr) unpack_gates(h, b, state, gates + (int64_t{t} * g.blocks + n) * h.gates);
-      }
-      run_block<W>(h, b, state, kept[n], row);
+      uint8_t* own_gates = gates == nullptr ? nullptr : gates + (int64_t{t} * g.blocks + n) * h.gates;
+      run_block<P>(h, b, state, shift, kept + n, own_gates, x + int64_t{t} * h.channels_padded);
     }
   }
   header->frames = before + frames;
-  float* logits = at<float>(state, h.logits);
   for (int t = 0; t < frames; ++t) {
-    multiply_panels<W>(&h, h.back, x + int64_t{t} * h.channels_padded, logits);
     float* mask = masks + t * stride;
-    int i = 0;
-    for (; i + kWidth <= g.bins; i += kWidth) store(mask + i, sigmoid(load(logits + i)));
-    if (i < g.bins) store_first(mask + i, sigmoid(load(logits + i)), g.bins - i);
+    multiply_panels<P>(&h, h.back, x + int64_t{t} * h.channels_padded, [&](int place, Floats logits) {
+      if (place + kWidth <= g.bins) {
+        store(mask + place, sigmoid(logits));
+      } else if (place < g.bins) {
+        store_first(mask + place, sigmoid(logits), g.bins - place);
+      }
+    });
   }
 }
 
@@ -500,13 +459,15 @@ void step(const PackedHeader& model, void* state, const float* features, int fra
           float* masks, uint8_t* gates) {
   switch (model.precision) {
     case Precision::float32:
-      return step_with<float>(model, state, features, frames, stride, shift, masks, gates);
+      return step_with<Precision::float32>(model, state, features, frames, stride, shift, masks, gates);
     case Precision::float16:
-      return step_with<Half>(model, state, features, frames, stride, shift, masks, gates);
+      return step_with<Precision::float16>(model, state, features, frames, stride, shift, masks, gates);
     case Precision::bfloat16:
-      return step_with<BFloat16>(model, state, features, frames, stride, shift, masks, gates);
+      return step_with<Precision::bfloat16>(model, state, features, frames, stride, shift, masks, gates);
     case Precision::int8:
-      return step_with<Int8>(model, state, features, frames, stride, shift, masks, gates);
+      return step_with<Precision::int8>(model, state, features, frames, stride, shift, masks, gates);
+    case Precision::int24:
+      return step_with<Precision::int24>(model, state, features, frames, stride, shift, masks, gates);
   }
 }
 

@@ -1,6 +1,8 @@
-// Vector operations of the streaming kernels that simd.h does not have: weights of 8 and 16 bits widened by the
+// Vector operations of the streaming kernels that simd.h does not have: weights of few bits widened by the
 // processor's own conversions, sums of several vectors at once, gathers, comparisons as bits.
 #pragma once
+
+#include <type_traits>
 
 #include "core/simd.h"
 #include "core/stream_layout.h"
@@ -11,25 +13,36 @@
 #include <arm_neon.h>
 #endif
 
+// For lambdas, behind their parameters: one that stays a function of its own keeps its sums in memory.
+#define DYNCP_INLINED __attribute__((always_inline))
+
 namespace dyncp::DYNCP_ISA {
 
-struct Int8 {
-  int8_t bits;
+template <int kValue>
+struct Number {
+  DYNCP_INLINE constexpr operator int() const { return kValue; }
 };
 
-// A number known at compile time, to choose a template by a value.
-template <int kValue>
-struct Count {
-  static constexpr int value = kValue;
-};
+// body(0), ..., body(kCount - 1) without a loop.  Compilers see sums in an array as registers only when all indices
+// are constants early on; left to themselves they clear and store such an array in memory.
+template <int kCount, class Body>
+DYNCP_INLINE void unrolled(const Body& body) {
+  if constexpr (kCount > 0) {
+    unrolled<kCount - 1>(body);
+    body(Number<kCount - 1>{});
+  }
+}
 
 using Floats = Vec<float>;
 using Integers = Mask<float>;
 constexpr int kWidth = kLanes<float>;
 
-DYNCP_INLINE Floats load_weights(const float* p) { return load(p); }
+// A vector of kPad weights is this many of ours.
+constexpr int kParts = kPad / kWidth;
 
-DYNCP_INLINE Floats load_weights(const Half* p) {
+DYNCP_INLINE Floats load_floats(const float* p) { return load(p); }
+
+DYNCP_INLINE Floats load_floats(const Half* p) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Floats>(
       _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
@@ -42,7 +55,7 @@ DYNCP_INLINE Floats load_weights(const Half* p) {
 #endif
 }
 
-DYNCP_INLINE Floats load_weights(const BFloat16* p) {
+DYNCP_INLINE Floats load_floats(const BFloat16* p) {
 #if defined(__AVX512F__)
   const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return reinterpret_cast<Floats>(_mm512_maskz_slli_epi32(0xffff, wide, 16));
@@ -54,31 +67,61 @@ DYNCP_INLINE Floats load_weights(const BFloat16* p) {
 #endif
 }
 
-// By hand, because compilers widen bytes lane by lane where the vectors differ that much in size.
-DYNCP_INLINE Floats load_weights(const Int8* p) {
+using Words = VectorOf<uint32_t, kWidth>::type;
+
+DYNCP_INLINE Words load_words(const char* p) {
+  Words words;
+  __builtin_memcpy(&words, p, sizeof(words));
+  return words;
+}
+
+DYNCP_INLINE Floats floats_of(Words words) {
+  return __builtin_convertvector(reinterpret_cast<Integers>(words), Floats);
+}
+
+// The fourth vector of four of 24 bits.
+DYNCP_INLINE Words last_of_four(Words a, Words b, Words c) {
 #if defined(__AVX512F__)
-  const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return reinterpret_cast<Floats>(_mm512_maskz_cvtepi32_ps(0xffff, wide));
-#elif defined(__AVX2__)
-  const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-  return reinterpret_cast<Floats>(_mm256_cvtepi32_ps(wide));
-#elif defined(__x86_64__)
-  // Each byte to the top of its lane, then down again with its sign.
-  int32_t four;
-  __builtin_memcpy(&four, p, sizeof(four));
-  const __m128i bytes = _mm_cvtsi32_si128(four), pairs = _mm_unpacklo_epi8(bytes, bytes);
-  const __m128i wide = _mm_srai_epi32(_mm_unpacklo_epi16(pairs, pairs), 24);
-  return reinterpret_cast<Floats>(_mm_cvtepi32_ps(wide));
-#elif defined(__aarch64__)
-  int32_t four;
-  __builtin_memcpy(&four, p, sizeof(four));
-  const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(four));
-  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
+  const __m512i from_a =
+      _mm512_maskz_broadcast_i32x4(0xffff, _mm_set_epi8(12, 0, 0, 0, 8, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0));
+  const __m512i from_b =
+      _mm512_maskz_broadcast_i32x4(0xffff, _mm_set_epi8(0, 12, 0, 0, 0, 8, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0));
+  const __m512i from_c =
+      _mm512_maskz_broadcast_i32x4(0xffff, _mm_set_epi8(0, 0, 12, 0, 0, 0, 8, 0, 0, 0, 4, 0, 0, 0, 0, 0));
+  __m512i words = _mm512_maskz_shuffle_epi8(0x8888888888888888, reinterpret_cast<__m512i>(a), from_a);
+  words = _mm512_mask_shuffle_epi8(words, 0x4444444444444444, reinterpret_cast<__m512i>(b), from_b);
+  words = _mm512_mask_shuffle_epi8(words, 0x2222222222222222, reinterpret_cast<__m512i>(c), from_c);
+  return reinterpret_cast<Words>(words);
 #else
-  Floats values;
-  for (int i = 0; i < kWidth; ++i) values[i] = static_cast<float>(p[i].bits);
-  return values;
+  return a << 24 | (b & 0xff) << 16 | (c & 0xff) << 8;
 #endif
+}
+
+// This part of kCount vectors of kPad weights of a row, from `vector` on: four, where it is a multiple of four, or one
+// of those left over.
+template <Precision P, int kCount>
+DYNCP_INLINE void load_weights(const char* row, int vector, int part, Floats* w) {
+  static_assert(kCount == 4 || kCount == 1);
+  constexpr int kFourBytes = static_cast<int>(row_bytes(P, 4 * kPad));
+  const int four = vector / 4, rest = kCount == 4 ? 0 : vector % 4;
+  const char* words = row + four * kFourBytes + part * kVectorBytes;
+  if constexpr (P == Precision::int24) {
+    const Words a = load_words(words + rest * kLine);
+    w[0] = floats_of(a);
+    if constexpr (kCount == 4) {
+      const Words b = load_words(words + kLine), c = load_words(words + 2 * kLine);
+      w[1] = floats_of(b);
+      w[2] = floats_of(c);
+      w[3] = floats_of(last_of_four(a, b, c));
+    }
+  } else if constexpr (P == Precision::int8) {
+    unrolled<kCount>([&](auto j) { w[j] = floats_of(load_words(words) << (24 - 8 * (rest + j))); });
+  } else {
+    using Element =
+        std::conditional_t<P == Precision::float32, float, std::conditional_t<P == Precision::float16, Half, BFloat16>>;
+    const auto* p = reinterpret_cast<const Element*>(row) + vector * kPad + part * kWidth;
+    unrolled<kCount>([&](auto j) { w[j] = load_floats(p + j * kPad); });
+  }
 }
 
 // Lane i of the result is the sum of the lanes of rows[i], i < kWidth: a tree that halves the number of vectors at
