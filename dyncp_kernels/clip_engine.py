@@ -60,12 +60,12 @@ class ClipEngine:
     def run_with_gates(self, features: Tensor, gates: Tensor) -> Tensor:
         """As calling, but with ``gates`` in place of what the gate networks decide, which they do all the same.
 
-        For ablations, and for measurements at gates of choice.
+        For ablations and measurements.
 
         Args:
             features: (B, bins, T).
-            gates: bool (blocks, B, G, T), or (blocks, B, G, 1) where gates decide once for a clip; in a block the output
-                gates first. As :meth:`joined` makes it.
+            gates: bool (blocks, B, G, T), or (blocks, B, G, 1) where gates decide once for a clip; the output
+                gates of a block first. As :meth:`joined` makes it.
 
         Raises:
             RuntimeError: wrong shape, dtype or device.
