@@ -82,3 +82,19 @@ def test_long_clips_of_several_items_do_not_depend_on_the_number_of_threads(make
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("site", ["hidden", "output", "both"])
+def test_each_item_and_each_stretch_of_time_has_its_own_channels(make_block, assert_close, each_instruction_set, site):
+    # Most channels are closed for a hundred frames, others in each item: what one item leaves open is no help for
+    # the next.
+    block = make_block(3, 128, 256, 300, site=site, dilation=4)
+    for name in ("hidden_gate", "out_gate"):
+        gate = block.tensors[name]
+        if gate is not None:
+            shape = (gate.shape[0], gate.shape[1], 3)
+            kept = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.1
+            kept[1, :, 1] = False
+            gate.copy_(kept.repeat_interleave(100, 2))
+    expected = ops.gated_conv_reference(*block.args, **block.options)
+    assert_close("y", expected, ops.gated_conv(*block.args, **block.options), 1e-6)

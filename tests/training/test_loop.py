@@ -17,7 +17,7 @@ sf = pytest.importorskip("soundfile")
 for module in ("rich", "safetensors", "pesq"):
     pytest.importorskip(module)
 RATE = 16000
-RECIPES = ["static", "dyncp_output", "dyncp_hidden"]
+RECIPES = ["static", "narrow", "dyncp_output", "dyncp_hidden"]
 
 
 @pytest.fixture(autouse=True)

@@ -280,9 +280,9 @@ class Tiles {
   // Lists the channels and outputs that are open at some frame of the group that holds frame `begin`.
   void list_group(int64_t begin) {
     const int64_t first = begin / kGroup * kGroup;
-    if (listed_item_ == item_ && listed_group_ == first) return;
-    listed_item_ = item_;
-    listed_group_ = first;
+    if (group_item_ == item_ && group_begin_ == first) return;
+    group_item_ = item_;
+    group_begin_ = first;
     const auto inside = [&](int64_t t) { return t < call_.frames ? t : call_.frames; };
     const int64_t end = inside(first + kGroup), fresh_end = inside(first + kGroup + call_.right());
     if (hidden_varies_) {
@@ -459,6 +459,8 @@ class Tiles {
   void tile(int64_t begin, int64_t end) {
     const int64_t frames = end - begin;
     const Window window = window_at(begin);
+    const bool is_packed = is_packed_;
+    is_packed_ = false;
     list_channels(window);
     forget_closed_rows();
     if (open_count_ == 0) {
@@ -466,8 +468,7 @@ class Tiles {
       return;
     }
     const bool has_fresh = window.fresh_frames() > 0;
-    if (has_fresh && !(is_packed_ && !is_first_)) pack_x(window.fresh, window.fresh_frames());
-    is_packed_ = false;
+    if (has_fresh && !is_packed) pack_x(window.fresh, window.fresh_frames());
 
     const bool on_unit = expands_on_unit_ && has_fresh;
     if constexpr (kHasMatrixUnit<T>) {
@@ -835,8 +836,9 @@ class Tiles {
   bool adds_columns_;  // whether W_out may be applied frame by frame
   bool dots_outputs_;  // whether single outputs may be
   bool convolves_in_registers_;
-  int64_t listed_item_ = -1;   // whose open channels are listed already and stay: its gate is constant, or
-  int64_t listed_group_ = -1;  // they are those of the group that begins at this frame
+  int64_t listed_item_ = -1;  // whose open channels are listed already and stay, because its gate is constant
+  int64_t group_item_ = -1;   // whose group is listed, and where that begins
+  int64_t group_begin_ = -1;
   int64_t open_count_ = 0;
   int64_t dense_count_ = 0;
   int64_t out_count_ = 0;
