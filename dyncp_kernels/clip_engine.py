@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dyncp_kernels import _extension
 from dyncp_kernels.nn import BlockGates, ChannelGate, ConvFSENet, InferenceConvFSENet, StaticGate
@@ -16,6 +17,8 @@ __all__ = ["ClipEngine"]
 
 _BLOCK_WEIGHTS = ("w_in", "b_in", "w_dw", "b_dw", "w_out", "b_out", "slope_in", "slope_dw")
 _NONE = -1
+# Frames of a word of decisions.
+_WORD = 64
 
 
 class ClipEngine:
@@ -54,8 +57,8 @@ class ClipEngine:
         Raises:
             RuntimeError: wrong shape, dtype or device.
         """
-        mask, decisions = _OP(features, self._weights, self._plan, shift)
-        return (mask, self._split(decisions, features.shape[-1])) if return_gates else mask
+        mask, words = _OP(features, self._weights, self._plan, shift)
+        return (mask, self._unpacked(words, features.shape[-1])) if return_gates else mask
 
     def run_with_gates(self, features: Tensor, gates: Tensor) -> Tensor:
         """As calling, but with ``gates`` in place of what the gate networks decide, which they do all the same.
@@ -64,8 +67,7 @@ class ClipEngine:
 
         Args:
             features: (B, bins, T).
-            gates: bool (blocks, B, G, T), or (blocks, B, G, 1) where gates decide once for a clip; the output
-                gates of a block first. As :meth:`joined` makes it.
+            gates: of all blocks, as :meth:`packed` makes them.
 
         Raises:
             RuntimeError: wrong shape, dtype or device.
@@ -73,23 +75,34 @@ class ClipEngine:
         return _OP(features, self._weights, self._plan, 0.0, gates)[0]
 
     @staticmethod
-    def joined(gates: list[BlockGates]) -> Tensor:
-        """Gates of all blocks in one tensor (blocks, B, G, T)."""
-        return torch.stack(
+    def packed(gates: list[BlockGates]) -> Tensor:
+        """Gates of all blocks as bits, int64 (blocks, B, W, G): bit t % 64 of word t // 64 is that of frame t.
+
+        Args:
+            gates: per block, with T frames each, or one where gates decide once for a clip; the output gates of a block
+                come first.
+        """
+        bits = torch.stack(
             [torch.cat([site for site in (block.out, block.hidden) if site is not None], 1) for block in gates]
         )
+        bits = functional.pad(bits.to(torch.int64), (0, -bits.shape[-1] % _WORD))
+        words = (bits.unflatten(-1, (-1, _WORD)) << torch.arange(_WORD)).sum(-1)
+        return words.transpose(2, 3).contiguous()
 
-    def _split(self, decisions: Tensor, frames: int) -> list[BlockGates]:
+    def _unpacked(self, words: Tensor, frames: int) -> list[BlockGates]:
         config = self.config
-        if config.gate_pooling == "global" and config.gate_per == "frame":
-            decisions = decisions.expand(-1, -1, -1, frames)
+        bits = (words.transpose(2, 3).unsqueeze(-1) >> torch.arange(_WORD) & 1).flatten(-2).bool()
+        if config.gate_per == "frame" and config.gate_pooling == "global":
+            bits = bits[..., :1].expand(-1, -1, -1, frames)
+        else:
+            bits = bits[..., : frames if config.gate_per == "frame" else 1]
         outputs = config.channels * config.gates_output_channels
         return [
             BlockGates(
                 hidden=block[:, outputs:] if config.gates_hidden_channels else None,
                 out=block[:, :outputs] if outputs else None,
             )
-            for block in decisions.unbind()
+            for block in bits.unbind()
         ]
 
 
@@ -134,7 +147,7 @@ def _register_fake() -> None:
     ) -> tuple[Tensor, Tensor]:
         # How many gates there are stands in the plan, which a fake tensor does not hold.
         sizes = [torch.library.get_ctx().new_dynamic_size() for _ in range(3)]
-        decisions = features.new_empty(sizes[0], features.shape[0], sizes[1], sizes[2], dtype=torch.bool)
+        decisions = features.new_empty(sizes[0], features.shape[0], sizes[1], sizes[2], dtype=torch.int64)
         return torch.empty_like(features, memory_format=torch.contiguous_format), decisions
 
     torch.library.register_fake("dyncp::clip_masks", clip_masks)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dyncp_kernels import _extension
+
 
 def _assert_close(name: str, ref: torch.Tensor, out: torch.Tensor, ratio: float) -> None:
     """Fail unless `out` has the shape of `ref`, no NaN, and an error of at most `ratio` of ref's root mean square."""
@@ -21,6 +23,12 @@ def _assert_close(name: str, ref: torch.Tensor, out: torch.Tensor, ratio: float)
 def assert_close():
     """The one comparison of the suite: assert_close(name, ref, out, ratio)."""
     return _assert_close
+
+
+@pytest.fixture
+def needs_extension():
+    if not _extension.extension_loaded():
+        pytest.skip("the native extension is not built")
 
 
 @pytest.fixture

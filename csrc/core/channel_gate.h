@@ -24,6 +24,7 @@ struct ChannelGate {
   const void* x = nullptr;  // (batch, channels, frames), frames contiguous
   int64_t x_batch_stride = 0;
   int64_t x_channel_stride = 0;
+  int64_t x_tile_stride = 0;       // see GatedConv
   const void* w_reduce = nullptr;  // (width, channels), contiguous
   const void* b_reduce = nullptr;  // biases may be null
   const void* w_expand = nullptr;  // (gates, width), contiguous
@@ -36,5 +37,8 @@ struct ChannelGate {
 // open: bytes of 0 or 1, (batch, gates, gate_frames()), contiguous.  The result does not depend on how parallel_for
 // partitions the work.
 void channel_gate(const ChannelGate& call, uint8_t* open, ParallelFor parallel_for);
+
+// The same as GateWords of call.gates channels and call.gate_frames() frames.
+void channel_gate(const ChannelGate& call, uint64_t* words, ParallelFor parallel_for);
 
 }  // namespace dyncp

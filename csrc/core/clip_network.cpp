@@ -8,15 +8,30 @@
 namespace dyncp {
 namespace {
 
-// Rows of the activations between the layers begin on cache lines, and their distance is no power of two, so that a
+// How the activations between the layers are stored.  A causal network reads them in whole tiles, so that the rows of a
+// tile may lie side by side.  Otherwise rows begin on cache lines, and their distance is no power of two, so that a
 // tile of many rows spreads over the sets of a cache.
-int64_t row_stride(int64_t frames) { return (frames / 16 + 1) / 2 * 32 + 16; }
+struct Layout {
+  Layout(const ClipNetwork& network, int64_t frames) {
+    const int64_t tile = pointwise_tile();
+    if (network.causal) {
+      channel_stride = tile;
+      tile_stride = network.channels * tile;
+      batch_stride = (frames + tile - 1) / tile * tile_stride;
+    } else {
+      channel_stride = (frames / 16 + 1) / 2 * 32 + 16;
+      tile_stride = 0;
+      batch_stride = network.channels * channel_stride;
+    }
+  }
+  int64_t batch_stride, channel_stride, tile_stride;
+};
 
-void decide(const ClipNetwork& network, const ClipBlock& block, const ClipCall& call, const float* x, int64_t stride,
-            uint8_t* decisions, ParallelFor parallel_for) {
+void decide(const ClipNetwork& network, const ClipBlock& block, const ClipCall& call, const float* x,
+            const Layout& layout, uint64_t* decisions, ParallelFor parallel_for) {
   if (block.w_reduce == nullptr) {
     for (int64_t i = 0; i < call.batch * network.gates(); ++i) {
-      decisions[i] = block.b_expand[i % network.gates()] + static_cast<float>(call.shift) > 0;
+      decisions[i] = block.b_expand[i % network.gates()] + static_cast<float>(call.shift) > 0 ? 1 : 0;
     }
     return;
   }
@@ -30,8 +45,9 @@ void decide(const ClipNetwork& network, const ClipBlock& block, const ClipCall& 
   gate.window = network.window;
   gate.shift = call.shift;
   gate.x = x;
-  gate.x_batch_stride = network.channels * stride;
-  gate.x_channel_stride = stride;
+  gate.x_batch_stride = layout.batch_stride;
+  gate.x_channel_stride = layout.channel_stride;
+  gate.x_tile_stride = layout.tile_stride;
   gate.w_reduce = block.w_reduce;
   gate.b_reduce = block.b_reduce;
   gate.w_expand = block.w_expand;
@@ -39,21 +55,12 @@ void decide(const ClipNetwork& network, const ClipBlock& block, const ClipCall& 
   channel_gate(gate, decisions, parallel_for);
 }
 
-Gate site(const uint8_t* gates, int64_t first, int64_t count, int64_t of_item, int64_t frames) {
-  Gate gate;
-  if (count == 0) return gate;
-  gate.data = gates + first * frames;
-  gate.batch_stride = of_item * frames;
-  gate.channel_stride = frames;
-  gate.frame_stride = frames == 1 ? 0 : 1;
-  return gate;
-}
-
 }  // namespace
 
 void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor parallel_for) {
   if (call.batch == 0) return;
-  const int64_t stride = row_stride(call.frames), values = call.batch * network.channels * stride;
+  const Layout layout(network, call.frames);
+  const int64_t values = call.batch * layout.batch_stride;
   const Scratch scratch(2 * values * static_cast<int64_t>(sizeof(float)));
   float* x = static_cast<float*>(scratch.data());
   float* y = x + values;
@@ -67,18 +74,20 @@ void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor par
   front.x = call.features;
   front.x_batch_stride = network.bins * call.frames;
   front.x_channel_stride = call.frames;
-  front.y_channel_stride = stride;
+  front.y_batch_stride = layout.batch_stride;
+  front.y_channel_stride = layout.channel_stride;
+  front.y_tile_stride = layout.tile_stride;
   front.w = network.front_weight;
   front.w_row_stride = network.bins;
   front.b = network.front_bias;
   pointwise(front, x, parallel_for);
 
-  const int64_t gate_frames = network.gate_frames(call.frames), of_item = network.gates();
+  const GateWords words = network.words(call.frames);
   for (size_t n = 0; n < network.blocks.size(); ++n) {
     const ClipBlock& source = network.blocks[n];
-    const int64_t place = static_cast<int64_t>(n) * call.batch * of_item * gate_frames;
-    if (of_item > 0) decide(network, source, call, x, stride, call.decisions + place, parallel_for);
-    const uint8_t* gates = (call.instead != nullptr ? call.instead : call.decisions) + place;
+    const int64_t place = static_cast<int64_t>(n) * call.batch * words.of_item();
+    if (words.channels > 0) decide(network, source, call, x, layout, call.decisions + place, parallel_for);
+    const uint64_t* gates = (call.instead != nullptr ? call.instead : call.decisions) + place;
 
     GatedConv block;
     block.batch = call.batch;
@@ -89,10 +98,11 @@ void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor par
     block.dilation = source.dilation;
     block.causal = network.causal;
     block.x = x;
-    block.x_batch_stride = network.channels * stride;
-    block.x_channel_stride = block.y_channel_stride = stride;
-    block.out_gate = site(gates, 0, network.out_gates, of_item, gate_frames);
-    block.hidden_gate = site(gates, network.out_gates, network.hidden_gates, of_item, gate_frames);
+    block.x_batch_stride = block.y_batch_stride = layout.batch_stride;
+    block.x_channel_stride = block.y_channel_stride = layout.channel_stride;
+    block.x_tile_stride = block.y_tile_stride = layout.tile_stride;
+    if (network.out_gates > 0) block.out_gate = words.gate(gates, 0);
+    if (network.hidden_gates > 0) block.hidden_gate = words.gate(gates, network.out_gates);
     block.w_in = source.w_in;
     block.w_in_row_stride = network.channels;
     block.w_dw = source.w_dw;
@@ -113,9 +123,10 @@ void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor par
   back.out_channels = network.bins;
   back.activation = Activation::sigmoid;
   back.x = x;
-  back.x_batch_stride = network.channels * stride;
-  back.x_channel_stride = stride;
-  back.y_channel_stride = 0;
+  back.x_batch_stride = layout.batch_stride;
+  back.x_channel_stride = layout.channel_stride;
+  back.x_tile_stride = layout.tile_stride;
+  back.y_batch_stride = back.y_channel_stride = back.y_tile_stride = 0;
   back.w = network.back_weight;
   back.w_row_stride = network.channels;
   back.b = network.back_bias;

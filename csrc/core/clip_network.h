@@ -29,6 +29,7 @@ struct ClipNetwork {
   std::vector<ClipBlock> blocks;
 
   int64_t gates() const { return out_gates + hidden_gates; }
+  GateWords words(int64_t frames) const { return {gates(), gate_frames(frames)}; }
   // Frames of a decision: one where a gate decides once for the clip.
   int64_t gate_frames(int64_t frames) const {
     const bool once = pooling == Pooling::global || (!blocks.empty() && blocks[0].w_reduce == nullptr);
@@ -40,10 +41,10 @@ struct ClipNetwork {
 struct ClipCall {
   int64_t batch, frames;
   double shift;
-  const float* features;   // (batch, bins, frames)
-  float* masks;            // likewise
-  uint8_t* decisions;      // (blocks, batch, gates, gate frames): what the gates decided, the output gates first
-  const uint8_t* instead;  // likewise, used in place of the decisions; may be null
+  const float* features;    // (batch, bins, frames)
+  float* masks;             // likewise
+  uint64_t* decisions;      // (blocks, batch) of GateWords: what the gates decided, the output gates first
+  const uint64_t* instead;  // likewise, used in place of the decisions; may be null
 };
 
 void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor parallel_for);

@@ -196,7 +196,7 @@ class WidenedBackward {
   }
 
   Gate widen(const Gate& gate, int64_t rows) {
-    if (gate.data == nullptr || gate.is_bool) return gate;
+    if (gate.data == nullptr || gate.form != GateForm::values) return gate;
     Gate wide = gate;
     const int64_t frames = gate.frame_stride == 0 ? 1 : call_.frames;
     wide.data = widen(gate.data, call_.batch, rows, frames, gate.batch_stride, gate.channel_stride, 1);

@@ -26,15 +26,38 @@ enum class Strategy {
   frames  // each open frame alone
 };
 
+enum class GateForm {
+  bools,  // bytes of 0 or 1
+  bits,   // bits of 64-bit words, see GateWords
+  values  // of the dtype of the call: the value multiplies and 0 prunes
+};
+
 // All strides count elements.
 struct Gate {
   const void* data = nullptr;  // null: every channel is open
-  bool is_bool = true;         // otherwise the dtype of the call; the value multiplies and 0 prunes
+  GateForm form = GateForm::bools;
   int64_t batch_stride = 0;
   int64_t channel_stride = 0;
-  int64_t frame_stride = 0;  // 1, or 0 for a gate that is constant over time
+  int64_t frame_stride = 0;  // 1, or 0 for a gate that is constant over time; for bits, from one word to the next
 };
 
+// Decisions as bits, (batch, words of a row, channels) of them: word t / 64 holds frame t as bit t % 64, and zeros
+// behind the last frame.  A decision that is constant over time is one bit.
+struct GateWords {
+  static constexpr int64_t kFrames = 64;
+  int64_t channels = 0;
+  int64_t frames = 0;
+  int64_t of_row() const { return (frames + kFrames - 1) / kFrames; }
+  int64_t of_item() const { return of_row() * channels; }
+  // A gate of the channels from `first` on.
+  Gate gate(const uint64_t* words, int64_t first) const {
+    return {words + first, GateForm::bits, of_item(), 1, frames == 1 ? 0 : channels};
+  }
+};
+
+// Activations between the layers of a network may be stored in tiles of frames, [tile][channel][frame of the tile], so
+// that what a tile reads lies in one piece: then a tile stride is given, from the first frame of one tile to that of
+// the next.  Without one the frames of a row are contiguous.  Only causal blocks read tiles.
 struct GatedConv {
   DType dtype = DType::float32;
   int64_t batch = 0;
@@ -51,7 +74,10 @@ struct GatedConv {
   const void* x = nullptr;  // (batch, channels, frames), frames contiguous
   int64_t x_batch_stride = 0;
   int64_t x_channel_stride = 0;
-  int64_t y_channel_stride = 0;  // of the output of gated_conv; 0: frames
+  int64_t x_tile_stride = 0;
+  int64_t y_batch_stride = 0;    // of the output of gated_conv; 0: all channels
+  int64_t y_channel_stride = 0;  // 0: frames
+  int64_t y_tile_stride = 0;
   Gate hidden_gate;
   Gate out_gate;
 
@@ -84,7 +110,7 @@ struct History {
 // Throws std::runtime_error for another name.
 void set_offline_strategy(const char* name);
 
-// y: (batch, out_channels, frames), contiguous but for y_channel_stride.  The result does not depend on how
+// y: (batch, out_channels, frames), contiguous unless the call gives strides.  The result does not depend on how
 // parallel_for partitions the work.
 void gated_conv(const GatedConv& call, void* y, ParallelFor parallel_for);
 

@@ -8,6 +8,8 @@
 
 namespace dyncp {
 
+int64_t pointwise_tile() { return DYNCP_KERNELS(PointwiseKernels, pointwise_kernels).tile; }
+
 void pointwise(const Pointwise& call, void* y, ParallelFor parallel_for) {
   if (call.batch == 0 || call.frames == 0 || call.out_channels == 0) return;
   Widened widened(call.dtype);

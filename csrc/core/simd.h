@@ -210,22 +210,20 @@ DYNCP_INLINE Mask<T> load_mask(const uint8_t* p) {
 #endif
 }
 
-// Whether a > b, as bytes of 0 or 1, one per lane.
+// Whether a > b, one bit per lane.
 template <class T>
-DYNCP_INLINE void store_greater(uint8_t* p, Vec<T> a, Vec<T> b) {
+DYNCP_INLINE uint64_t bits_greater(Vec<T> a, Vec<T> b) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
-    const __mmask16 greater = _mm512_cmp_ps_mask(bits_as<__m512>(a), bits_as<__m512>(b), _CMP_GT_OQ);
-    const __m128i bytes = _mm_maskz_set1_epi8(greater, 1);
-    __builtin_memcpy(p, &bytes, 16);
+    return _mm512_cmp_ps_mask(bits_as<__m512>(a), bits_as<__m512>(b), _CMP_GT_OQ);
   } else {
-    const __mmask8 greater = _mm512_cmp_pd_mask(bits_as<__m512d>(a), bits_as<__m512d>(b), _CMP_GT_OQ);
-    const __m128i bytes = _mm_maskz_set1_epi8(greater, 1);
-    __builtin_memcpy(p, &bytes, 8);
+    return _mm512_cmp_pd_mask(bits_as<__m512d>(a), bits_as<__m512d>(b), _CMP_GT_OQ);
   }
 #else
   const Mask<T> greater = a > b;
-  for (int lane = 0; lane < kLanes<T>; ++lane) p[lane] = static_cast<uint8_t>(greater[lane] & 1);
+  uint64_t bits = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) bits |= static_cast<uint64_t>(greater[lane] & 1) << lane;
+  return bits;
 #endif
 }
 

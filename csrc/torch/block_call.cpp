@@ -72,7 +72,7 @@ Gate BlockCall::gate(const std::optional<Tensor>& tensor, bool has_frames) {
   if (varies && source.stride(2) != 1) source = torch::stable::contiguous(source);
   copies_.push_back(source);
   gate.data = source.const_data_ptr();
-  gate.is_bool = source.scalar_type() == ScalarType::Bool;
+  gate.form = source.scalar_type() == ScalarType::Bool ? GateForm::bools : GateForm::values;
   gate.batch_stride = source.stride(0);
   gate.channel_stride = source.stride(1);
   gate.frame_stride = varies ? 1 : 0;

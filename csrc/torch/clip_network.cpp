@@ -119,23 +119,23 @@ std::tuple<Tensor, Tensor> clip_masks(const Tensor& features, const Tensor& weig
         DYNCP_TEXT("features must have " + std::to_string(network.bins) + " bins", shape_of(features)));
   const int64_t batch = features.size(0), frames = features.size(2);
   const int64_t blocks = static_cast<int64_t>(network.blocks.size());
-  const std::vector<int64_t> shape = {blocks, batch, network.gates(), network.gate_frames(frames)};
-  check(!instead || (instead->scalar_type() == ScalarType::Bool && has_sizes(*instead, shape) &&
+  const std::vector<int64_t> shape = {blocks, batch, network.words(frames).of_row(), network.gates()};
+  check(!instead || (instead->scalar_type() == ScalarType::Long && has_sizes(*instead, shape) &&
                      instead->is_contiguous() && instead->is_cpu()),
-        DYNCP_TEXT("instead must be a contiguous bool tensor of shape " + list_of(shape) + " on the CPU",
+        DYNCP_TEXT("instead must be a contiguous int64 tensor of shape " + list_of(shape) + " on the CPU",
                    shape_of(*instead)));
 
   const Tensor rows = torch::stable::contiguous(features);
   const Tensor masks = torch::stable::new_empty(rows, {batch, network.bins, frames});
-  const Tensor decisions = torch::stable::new_empty(rows, shape, ScalarType::Bool);
+  const Tensor decisions = torch::stable::new_empty(rows, shape, ScalarType::Long);
   ClipCall call;
   call.batch = batch;
   call.frames = frames;
   call.shift = shift;
   call.features = static_cast<const float*>(rows.const_data_ptr());
   call.masks = static_cast<float*>(masks.mutable_data_ptr());
-  call.decisions = static_cast<uint8_t*>(decisions.mutable_data_ptr());
-  call.instead = instead ? static_cast<const uint8_t*>(instead->const_data_ptr()) : nullptr;
+  call.decisions = static_cast<uint64_t*>(decisions.mutable_data_ptr());
+  call.instead = instead ? static_cast<const uint64_t*>(instead->const_data_ptr()) : nullptr;
   run_clips(network, call, torch_parallel_for);
   return {masks, decisions};
 }

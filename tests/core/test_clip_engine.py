@@ -21,14 +21,6 @@ NETWORKS = {
 }
 
 
-@pytest.fixture
-def needs_extension():
-    from dyncp_kernels import _extension
-
-    if not _extension.extension_loaded():
-        pytest.skip("the native extension is not built")
-
-
 def network(**options):
     torch.manual_seed(0)
     model = ConvFSENet(stacks=1, **options).eval()
@@ -61,7 +53,7 @@ def test_given_gates_take_the_place_of_the_decisions():
     engine = ClipEngine(model)
     features = torch.rand(2, 257, 100)
     shifted, gates = engine(features, shift=0.4, return_gates=True)
-    assert torch.equal(engine.run_with_gates(features, engine.joined(gates)), shifted)
+    assert torch.equal(engine.run_with_gates(features, engine.packed(gates)), shifted)
     assert not torch.equal(engine(features), shifted)
 
 
@@ -77,7 +69,7 @@ def test_wrong_arguments_are_refused():
         engine(torch.rand(1, 256, 9))
     with pytest.raises(RuntimeError, match="clip_masks: features must be a float32 tensor"):
         engine(torch.rand(1, 257, 9, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="clip_masks: instead must be a contiguous bool tensor of shape"):
+    with pytest.raises(RuntimeError, match="clip_masks: instead must be a contiguous int64 tensor of shape"):
         engine.run_with_gates(torch.rand(1, 257, 9), torch.ones(1, dtype=torch.bool))
     weights, plan = engine._weights, engine._plan
     with pytest.raises(RuntimeError, match="plan: every weight must lie inside"):

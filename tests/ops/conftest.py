@@ -127,9 +127,3 @@ def _offline_strategy(name):
 def offline_strategy():
     """offline_strategy(name) is a context in which gated_conv uses that strategy; no effect without the extension."""
     return _offline_strategy
-
-
-@pytest.fixture
-def needs_extension():
-    if not _extension.extension_loaded():
-        pytest.skip("the native extension is not built")

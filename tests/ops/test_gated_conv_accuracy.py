@@ -16,9 +16,19 @@ def in_float64(block):
     return type(block)(tensors, block.options)
 
 
-def paper_block(make_block, site, *, batch=1, frames=600, **options):
+# Kernels treat slopes from 0 to 1 in a way of their own, and no slope too.
+SLOPES = (-0.3, 0.25, None)
+
+
+def with_slope(block, slope):
+    for name in ("slope_in", "slope_dw"):
+        block.tensors[name] = None if slope is None else torch.tensor(slope)
+    return block
+
+
+def paper_block(make_block, site, *, batch=1, frames=600, slope=0.25, **options):
     """128 / 256 channels, each gate with a density of its own: some open at few frames of a tile, some at most."""
-    block = make_block(batch, 128, 256, frames, site=site, dilation=4, **options)
+    block = with_slope(make_block(batch, 128, 256, frames, site=site, dilation=4, **options), slope)
     for name in ("hidden_gate", "out_gate"):
         gate = block.tensors[name]
         if gate is not None:
@@ -29,11 +39,33 @@ def paper_block(make_block, site, *, batch=1, frames=600, **options):
 
 @pytest.mark.parametrize("site", ["none", "hidden", "output", "both"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_error_stays_at_the_rounding_of_float32(make_block, assert_close, each_instruction_set, site, causal):
-    block = paper_block(make_block, site, causal=causal).poison()
+@pytest.mark.parametrize("slope", SLOPES)
+def test_error_stays_at_the_rounding_of_float32(make_block, assert_close, each_instruction_set, site, causal, slope):
+    block = paper_block(make_block, site, causal=causal, slope=slope).poison()
     reference = in_float64(block)
     expected = ops.gated_conv_reference(*reference.args, **reference.options)
     assert_close("y", expected, ops.gated_conv(*block.args, **block.options), 4e-7)
+
+
+@pytest.mark.parametrize("sizes", [(33, 65, 31), (40, 72, 17), (257, 41, 9), (7, 8, 3), (1, 1, 1), (64, 97, 64)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_size_need_be_a_multiple_of_what_the_processor_takes(
+    make_block, assert_close, each_instruction_set, sizes, causal
+):
+    channels, hidden, outputs = sizes
+    options = {"out_channels": outputs, "causal": causal, "residual": channels == outputs}
+    for density, slope in zip((0.1, 0.5, 0.9), SLOPES, strict=True):
+        block = with_slope(make_block(2, channels, hidden, 139, density=density, **options), slope)
+        reference = in_float64(block.poison())
+        expected = ops.gated_conv_reference(*reference.args, **reference.options)
+        assert_close("y", expected, ops.gated_conv(*block.args, **block.options), 4e-7)
+
+
+def test_a_nan_with_a_small_payload_is_a_nan(make_block, each_instruction_set):
+    block = paper_block(make_block, "none", frames=100)
+    block.tensors["x"][0, 3, 50] = torch.tensor(0x7F800001, dtype=torch.int32).view(torch.float32)
+    frames = torch.isnan(ops.gated_conv(*block.args, **block.options)).all(1)[0].nonzero()[:, 0].tolist()
+    assert frames == [50, 54, 58]
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
@@ -88,7 +120,7 @@ def test_long_clips_of_several_items_do_not_depend_on_the_number_of_threads(make
 def test_each_item_and_each_stretch_of_time_has_its_own_channels(make_block, assert_close, each_instruction_set, site):
     # Most channels are closed for a hundred frames, others in each item: what one item leaves open is no help for
     # the next.
-    block = make_block(3, 128, 256, 300, site=site, dilation=4)
+    block = with_slope(make_block(3, 128, 256, 300, site=site, dilation=4), 0.25)
     for name in ("hidden_gate", "out_gate"):
         gate = block.tensors[name]
         if gate is not None:

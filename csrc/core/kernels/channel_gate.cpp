@@ -18,12 +18,13 @@ template <class T, class Storage>
 class Network {
  public:
   Network(const ChannelGate& call, void* workspace, Arena scratch) : call_(call) {
+    // Whole tiles and whole words lie inside.
     width_ = (call.frames + kTile - 1) / kTile * kTile;
-    if (width_ == 0) width_ = kTile;
+    width_ = width_ == 0 ? kFrames : (width_ + kFrames - 1) / kFrames * kFrames;
     reduced_ = static_cast<T*>(workspace);
     x_tile_ = scratch.take<T>(call.channels * kTile);
-    hidden_ = scratch.take<T>(call.width * kTile);
-    sums_ = scratch.take<T>(kBlockRows * kTile);
+    hidden_ = scratch.take<T>(call.width * kFrames);
+    sums_ = scratch.take<T>(kBlockRows * kFrames);
     padded_ = scratch.take<T>(is_windowed() ? call.frames + call.window + kTile : 0);
     bytes_ = scratch.used;
   }
@@ -36,7 +37,8 @@ class Network {
     const int64_t item = index / tiles;
     const int64_t begin = index % tiles * kTile;
     const int64_t frames = call_.frames - begin < kTile ? call_.frames - begin : kTile;
-    const Storage* x = static_cast<const Storage*>(call_.x) + item * call_.x_batch_stride + begin;
+    const int64_t place = call_.x_tile_stride == 0 ? begin : begin / kTile * call_.x_tile_stride;
+    const Storage* x = static_cast<const Storage*>(call_.x) + item * call_.x_batch_stride + place;
     const T* values = x_tile_;
     int64_t stride = kTile;
     if (std::is_same<T, Storage>::value && frames == kTile) {
@@ -63,43 +65,38 @@ class Network {
     for (; begin < end; ++begin) pool_rows<1>(begin);
   }
 
-  void decide(uint8_t* open, int64_t index) {
-    const int64_t gate_frames = call_.gate_frames();
-    const int64_t tiles = (gate_frames + kTile - 1) / kTile;
-    const int64_t item = index / tiles;
-    const int64_t begin = index % tiles * kTile;
-    const int64_t frames = gate_frames - begin < kTile ? gate_frames - begin : kTile;
-    const int vectors = whole_vectors<T>(frames);
+  void decide(uint64_t* words, int64_t index) {
+    const int64_t gate_frames = call_.gate_frames(), of_row = (gate_frames + kFrames - 1) / kFrames;
+    const int64_t item = index / of_row, begin = index % of_row * kFrames;
+    const int64_t frames = gate_frames - begin < kFrames ? gate_frames - begin : kFrames;
+    // Whole words may be computed, whatever stands behind the last frame.
+    const bool is_held = call_.width == kHeldWidth;
+    const int vectors = is_held ? kFrames / kLanes<T> : whole_vectors<T>(frames);
+    const uint64_t existing = frames == kFrames ? ~uint64_t{0} : (uint64_t{1} << frames) - 1;
     for (int64_t k = 0; k < call_.width; ++k) {
       const T bias = call_.b_reduce == nullptr ? T(0) : weights(call_.b_reduce)[k];
       const T* pooled = row(item, k) + begin;
       for (int v = 0; v < vectors; ++v) {
-        store(hidden_ + k * kTile + v * kLanes<T>, relu<T>(load(pooled + v * kLanes<T>) + broadcast(bias)));
+        const bool exists = v * kLanes<T> < frames;
+        const Vec<T> sum = exists ? load(pooled + v * kLanes<T>) + broadcast(bias) : zero<T>();
+        store(hidden_ + k * kFrames + v * kLanes<T>, relu<T>(sum));
       }
     }
-    if (call_.width == kHeldWidth && frames == kTile && kTile % (kHeldVectors * kLanes<T>) == 0) {
-      uint8_t* to = open + item * call_.gates * gate_frames + begin;
-      for (int t = 0; t < kTile; t += kHeldVectors * kLanes<T>) decide_held(hidden_ + t, to + t, gate_frames);
-      return;
-    }
+    words += index * call_.gates;
+    if (is_held) return decide_held(existing, words);
     const RowBlocks blocks(call_.gates);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const int64_t first = blocks.begin(block);
       const T* w[kBlockRows];
       for (int r = 0; r < blocks.size(block); ++r) w[r] = weights(call_.w_expand) + (first + r) * call_.width;
-      product_block<T>(blocks.size(block), w, nullptr, call_.width, hidden_, vectors, sums_, kTile);
+      product_block<T>(blocks.size(block), w, nullptr, call_.width, hidden_, vectors, sums_, kFrames, kFrames);
       for (int r = 0; r < blocks.size(block); ++r) {
-        const int64_t gate = first + r;
-        const Vec<T> threshold = threshold_of(gate);
-        const T* sums = sums_ + r * kTile;
-        uint8_t* to = open + (item * call_.gates + gate) * gate_frames + begin;
-        int64_t t = 0;
-        for (; t + kLanes<T> <= frames; t += kLanes<T>) store_greater<T>(to + t, load(sums + t), threshold);
-        if (t < frames) {
-          uint8_t last[kLanes<T>];
-          store_greater<T>(last, load(sums + t), threshold);
-          __builtin_memcpy(to + t, last, frames - t);
+        const Vec<T> threshold = threshold_of(first + r);
+        uint64_t open = 0;
+        for (int v = 0; v < vectors; ++v) {
+          open |= bits_greater<T>(load(sums_ + r * kFrames + v * kLanes<T>), threshold) << v * kLanes<T>;
         }
+        words[first + r] = open & existing;
       }
     }
   }
@@ -113,31 +110,37 @@ class Network {
     return broadcast<T>(-(bias + static_cast<T>(call_.shift)));
   }
 
+  // Frames of a word.
+  static constexpr int kFrames = GateWords::kFrames;
+
   // The usual width of a gate network: so few values that those of some frames stay in registers.
   static constexpr int kHeldWidth = 8;
-  static constexpr int kHeldVectors = kVectorRegisters == 32 ? kPanelVectors : 1;
+  static constexpr int kHeldVectors = kVectorRegisters == 32 ? 2 : 1;
 
-  // The decisions of kHeldVectors vectors of frames: the same sums as those of the product, without memory in between.
-  void decide_held(const T* hidden, uint8_t* open, int64_t gate_stride) const {
-    Vec<T> held[kHeldWidth][kHeldVectors];
-#pragma GCC unroll 8
-    for (int k = 0; k < kHeldWidth; ++k) {
-#pragma GCC unroll 3
-      for (int v = 0; v < kHeldVectors; ++v) held[k][v] = load(hidden + k * kTile + v * kLanes<T>);
-    }
-    for (int64_t gate = 0; gate < call_.gates; ++gate) {
-      const T* w = weights(call_.w_expand) + gate * kHeldWidth;
-      Vec<T> sums[kHeldVectors] = {};
+  // The decisions of a whole word: the same sums as those of the product, without memory in between.
+  void decide_held(uint64_t existing, uint64_t* words) const {
+    constexpr int kStep = kHeldVectors * kLanes<T>;
+    for (int t = 0; t < kFrames; t += kStep) {
+      Vec<T> held[kHeldWidth][kHeldVectors];
 #pragma GCC unroll 8
       for (int k = 0; k < kHeldWidth; ++k) {
-        const Vec<T> weight = broadcast(w[k]);
-#pragma GCC unroll 3
-        for (int v = 0; v < kHeldVectors; ++v) sums[v] = weight * held[k][v] + sums[v];
+#pragma GCC unroll 2
+        for (int v = 0; v < kHeldVectors; ++v) held[k][v] = load(hidden_ + k * kFrames + t + v * kLanes<T>);
       }
-      const Vec<T> threshold = threshold_of(gate);
-#pragma GCC unroll 3
-      for (int v = 0; v < kHeldVectors; ++v) {
-        store_greater<T>(open + gate * gate_stride + v * kLanes<T>, sums[v], threshold);
+      for (int64_t gate = 0; gate < call_.gates; ++gate) {
+        const T* w = weights(call_.w_expand) + gate * kHeldWidth;
+        Vec<T> sums[kHeldVectors] = {};
+#pragma GCC unroll 8
+        for (int k = 0; k < kHeldWidth; ++k) {
+          const Vec<T> weight = broadcast(w[k]);
+#pragma GCC unroll 2
+          for (int v = 0; v < kHeldVectors; ++v) sums[v] = weight * held[k][v] + sums[v];
+        }
+        const Vec<T> threshold = threshold_of(gate);
+        uint64_t open = t == 0 ? 0 : words[gate];
+#pragma GCC unroll 2
+        for (int v = 0; v < kHeldVectors; ++v) open |= bits_greater<T>(sums[v], threshold) << (t + v * kLanes<T>);
+        words[gate] = open & existing;
       }
     }
   }
@@ -207,11 +210,11 @@ class Network {
   }
 
   const ChannelGate& call_;
-  int64_t width_;  // of a row of reduced_: whole tiles
+  int64_t width_;  // of a row of reduced_
   T* reduced_;     // [batch][width][width_]: W1 x, then pooled
   T* x_tile_;      // [channels][kTile]
-  T* hidden_;      // [width][kTile]
-  T* sums_;        // [kBlockRows][kTile]
+  T* hidden_;      // [width][kFrames]
+  T* sums_;        // [kBlockRows][kFrames]
   T* padded_;      // one row with zeros around it
   int64_t bytes_;
 };
@@ -243,9 +246,10 @@ void pool(const ChannelGate& call, void* workspace, int64_t begin, int64_t end, 
   with_network(call, workspace, scratch, [&](auto& network) { network.pool(begin, end); });
 }
 
-void decide(const ChannelGate& call, const void* workspace, uint8_t* open, int64_t begin, int64_t end, void* scratch) {
+void decide(const ChannelGate& call, const void* workspace, uint64_t* words, int64_t begin, int64_t end,
+            void* scratch) {
   with_network(call, const_cast<void*>(workspace), scratch, [&](auto& network) {
-    for (int64_t index = begin; index < end; ++index) network.decide(open, index);
+    for (int64_t index = begin; index < end; ++index) network.decide(words, index);
   });
 }
 

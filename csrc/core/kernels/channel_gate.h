@@ -16,8 +16,8 @@ struct ChannelGateKernels {
   void (*reduce)(const ChannelGate& call, void* workspace, int64_t begin, int64_t end, void* scratch);
   // Pools rows [begin, end), numbered over (batch, width).
   void (*pool)(const ChannelGate& call, void* workspace, int64_t begin, int64_t end, void* scratch);
-  // The decisions of tiles [begin, end), numbered over (batch, gate frames).
-  void (*decide)(const ChannelGate& call, const void* workspace, uint8_t* open, int64_t begin, int64_t end,
+  // The decisions of words [begin, end), numbered over (batch, words of a row); the words of all gates, see GateWords.
+  void (*decide)(const ChannelGate& call, const void* workspace, uint64_t* words, int64_t begin, int64_t end,
                  void* scratch);
 };
 

@@ -98,20 +98,27 @@ DYNCP_INLINE uint64_t lowest_bits(int64_t count) { return count >= 64 ? ~uint64_
 template <class T, class Storage>
 struct ItemGate {
   const uint8_t* bools = nullptr;
+  const uint64_t* words = nullptr;
   const Storage* values = nullptr;
   int64_t channel_stride = 0;
   int64_t frame_stride = 0;
 
   ItemGate(const Gate& gate, int64_t item) : channel_stride(gate.channel_stride), frame_stride(gate.frame_stride) {
     if (gate.data == nullptr) return;
-    if (gate.is_bool) {
-      bools = static_cast<const uint8_t*>(gate.data) + item * gate.batch_stride;
-    } else {
-      values = static_cast<const Storage*>(gate.data) + item * gate.batch_stride;
+    switch (gate.form) {
+      case GateForm::bools:
+        bools = static_cast<const uint8_t*>(gate.data) + item * gate.batch_stride;
+        break;
+      case GateForm::bits:
+        words = static_cast<const uint64_t*>(gate.data) + item * gate.batch_stride;
+        break;
+      case GateForm::values:
+        values = static_cast<const Storage*>(gate.data) + item * gate.batch_stride;
+        break;
     }
   }
 
-  bool exists() const { return bools != nullptr || values != nullptr; }
+  bool exists() const { return bools != nullptr || words != nullptr || values != nullptr; }
   bool is_constant() const { return frame_stride == 0; }
 
   Openness over(int64_t channel, int64_t begin, int64_t end) const {
@@ -126,6 +133,14 @@ struct ItemGate {
     if (end <= begin) return 0;
     const uint64_t all = lowest_bits(end - begin);
     if (!exists()) return all;
+    if (words != nullptr) {
+      const uint64_t* word = words + channel * channel_stride + begin / GateWords::kFrames * frame_stride;
+      if (is_constant()) return *word != 0 ? all : 0;
+      const int64_t skipped = begin % GateWords::kFrames;
+      uint64_t open = *word >> skipped;
+      if (skipped + (end - begin) > GateWords::kFrames) open |= word[frame_stride] << (GateWords::kFrames - skipped);
+      return open & all;
+    }
     const int64_t at = channel * channel_stride + begin * frame_stride;
     if (is_constant()) return (bools != nullptr ? is_open(bools[at]) : is_open(values[at])) ? all : 0;
     if (bools != nullptr) return bits_of_bytes(bools + at, end - begin);

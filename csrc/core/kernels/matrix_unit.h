@@ -9,8 +9,6 @@
 // Weights and frames of 16 bits have fewer pieces than three.
 #pragma once
 
-#include <type_traits>
-
 #include "core/kernels/pack.h"
 #include "core/kernels/product.h"
 #include "core/kernels/storage.h"
@@ -32,27 +30,6 @@ constexpr int kPiecesOf<Half> = 2;
 template <>
 constexpr int kPiecesOf<BFloat16> = 1;
 
-// A tile of frames, and rows of a weight matrix times such tiles, see below; they exist where the unit does.
-template <int kPieces>
-class UnitFrames;
-template <class Storage, int kPieces>
-class UnitPacking;
-template <int kRowPieces, int kFramePieces>
-class UnitProduct;
-
-// Stands where there is no unit.
-struct NoUnit {
-  static constexpr int kBlock = 0;
-  explicit NoUnit(Arena&, int64_t = 0, int64_t = 0) {}
-};
-struct NoPacking {};
-template <class T, int kPieces>
-using FramesOrNone = std::conditional_t<kHasMatrixUnit<T>, UnitFrames<kPieces>, NoUnit>;
-template <class T, class Storage>
-using PackingOrNone = std::conditional_t<kHasMatrixUnit<T>, UnitPacking<Storage, kPiecesOf<Storage>>, NoPacking>;
-template <class T, int kRowPieces, int kFramePieces>
-using ProductOrNone = std::conditional_t<kHasMatrixUnit<T>, UnitProduct<kRowPieces, kFramePieces>, NoUnit>;
-
 #if defined(__AMX_BF16__)
 
 template <>
@@ -65,9 +42,14 @@ constexpr int kUnitFrames = 16;
 constexpr int kUnitElements = kUnitRows * 32;
 constexpr int kFrameUnits = kTile / kUnitFrames;
 constexpr int kMostPieces = 3;
+// Sums of a row at two units of frames.
+constexpr int64_t kSumsStride = 2 * kUnitFrames;
 static_assert(kTile % kUnitFrames == 0, "frames of a tile fill whole tile registers");
 
-DYNCP_INLINE int64_t unit_steps(int64_t depth) { return (depth + kUnitDepth - 1) / kUnitDepth; }
+// A step multiplies kUnitDepth channels.  So few channels behind the last whole step cost less without the unit.
+constexpr int kMostRest = 8;
+DYNCP_INLINE int64_t unit_rest(int64_t depth) { return depth % kUnitDepth <= kMostRest ? depth % kUnitDepth : 0; }
+DYNCP_INLINE int64_t unit_steps(int64_t depth) { return (depth - unit_rest(depth) + kUnitDepth - 1) / kUnitDepth; }
 
 // How `count` rows are spread over tiles: evenly, since a tile takes as long as it has rows.
 struct UnitRows {
@@ -82,25 +64,24 @@ using Words = VectorOf<uint32_t, 16>::type;
 // What is left of values when their leading piece, the upper half of their bits, is taken.
 DYNCP_INLINE Vec<float> rest_of(Vec<float> v) { return v - bits_as<Vec<float>>(bits_as<Words>(v) & 0xffff0000); }
 
-// Lane i of the result is lane i - count of `now`, or the lane of `before` that comes before it; count <= 16.
-DYNCP_INLINE Vec<float> delayed(Vec<float> before, Vec<float> now, int count) {
+// A delay by `count` <= 16 frames: lane i of the result is lane i - count of `now`, or the lane of `before` that comes
+// before it.
+DYNCP_INLINE Words delay(int64_t count) {
   const Words lanes = {16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
-  const __m512i from = bits_as<__m512i>(lanes - static_cast<uint32_t>(count));
+  return lanes - static_cast<uint32_t>(count);
+}
+DYNCP_INLINE Vec<float> delayed(Vec<float> before, Vec<float> now, Words delay) {
+  const __m512i from = bits_as<__m512i>(delay);
   return bits_as<Vec<float>>(_mm512_permutex2var_ps(bits_as<__m512>(before), from, bits_as<__m512>(now)));
 }
 
-// [channel][kTile] of floats to [pair of frame units][step][piece][frame unit][pair of channels][frame][channel of the
-// pair], in the order in which they are read: tiles of one pair of units share no set of the first-level cache.
+// Two channels at 16 frames to [piece][pair of channels][frame][channel of the pair]; pieces are `distance` apart.
 template <int kPieces>
-DYNCP_INLINE void split_pair(const float* values, int64_t depth, int64_t pair, int v, uint16_t* to) {
-  uint16_t* at = to + ((v / 2 * unit_steps(depth) + pair / 16) * kPieces * 2 + v % 2) * kUnitElements + pair % 16 * 32;
-  const float* first = values + 2 * pair * kTile + v * kUnitFrames;
-  Vec<float> a = 2 * pair < depth ? load(first) : zero<float>();
-  Vec<float> b = 2 * pair + 1 < depth ? load(first + kTile) : zero<float>();
+DYNCP_INLINE void split_pair(Vec<float> a, Vec<float> b, uint16_t* to, int64_t distance) {
 #pragma GCC unroll 3
   for (int piece = 0; piece < kPieces; ++piece) {
     const Words both = (bits_as<Words>(a) >> 16) | (bits_as<Words>(b) & 0xffff0000);
-    __builtin_memcpy(at + piece * 2 * kUnitElements, &both, sizeof(both));
+    __builtin_memcpy(to + piece * distance, &both, sizeof(both));
     a = rest_of(a);
     b = rest_of(b);
   }
@@ -168,6 +149,8 @@ DYNCP_INLINE void configure_unit(int64_t rows) {
     layout.row_bytes[i] = 64;
     layout.rows[i] = static_cast<uint8_t>(i < 6 ? rows : 16);
   }
+  // GCC takes the intrinsic to read the first eight bytes only.
+  __asm__ volatile("" : : "r"(&layout) : "memory");
   _tile_loadconfig(&layout);
 }
 
@@ -191,11 +174,124 @@ struct PieceProducts {
   }
 };
 
+// Two rows, or the last one, at one vector of frames: the sums that a product hands on.
+struct UnitPiece {
+  int64_t row;
+  int v;
+  float* sums;  // those of the second row lie kSumsStride behind
+};
+
+// The pieces of some rows at one or two vectors, in order.
+class UnitPieces {
+ public:
+  UnitPieces() = default;
+  UnitPieces(int64_t begin, int64_t end, int v, int end_v, float* sums)
+      : row_(begin), end_(end), v_(v), begin_v_(v), end_v_(end_v), sums_(sums) {}
+
+  int64_t count() const { return (end_ - row_ + 1) / 2 * (end_v_ - begin_v_); }
+  bool are_left() const { return row_ < end_; }
+  bool next_has_two() const { return row_ + 1 < end_; }
+  DYNCP_INLINE UnitPiece take() {
+    const UnitPiece piece = {row_, v_, sums_ + (v_ - begin_v_) * kUnitFrames};
+    if (++v_ == end_v_) {
+      v_ = begin_v_;
+      row_ += 2;
+      sums_ += 2 * kSumsStride;
+    }
+    return piece;
+  }
+
+ private:
+  int64_t row_ = 0, end_ = 0;
+  int v_ = 0, begin_v_ = 0, end_v_ = 0;
+  float* sums_ = nullptr;
+};
+
+// Work that is done piece by piece, not in stages: does(piece, rows).
+template <class Does>
+class PieceByPiece {
+ public:
+  explicit PieceByPiece(const Does& does) : does_(&does) {}
+  void first(UnitPiece) {}
+  void second(UnitPiece) {}
+  void third(UnitPiece) {}
+  void fourth(UnitPiece piece) { (*does_)(piece, 2); }
+  void single(UnitPiece piece) { (*does_)(piece, 1); }
+
+ private:
+  const Does* does_;
+};
+
+// What is done with pieces while the unit computes others.  A piece of two rows is done in four stages with a few
+// products between them: the processor sees only some hundred instructions ahead, and a longer stretch of other work
+// would let the unit run dry.
+template <class Work>
+class BesideUnit {
+ public:
+  explicit BesideUnit(const Work& work) : work_(work) {}
+
+  // Spreads all pieces over so many calls of `product`.
+  DYNCP_INLINE void start(const UnitPieces& pieces, int64_t calls) {
+    pieces_ = pieces;
+    of_call_ = pieces.count();
+    calls_ = calls;
+    due_ = 0;
+  }
+
+  template <int kRowTiles, int kFrameTiles>
+  DYNCP_INLINE void product() {
+    for (due_ += of_call_; due_ >= 2 * calls_; due_ -= calls_) whole();
+    if (due_ < calls_) return multiply<kRowTiles, kFrameTiles>();
+    due_ -= calls_;
+    if (!pieces_.next_has_two()) {
+      work_.single(pieces_.take());
+      return multiply<kRowTiles, kFrameTiles>();
+    }
+    const UnitPiece piece = pieces_.take();
+    _tile_dpbf16ps(0, 4, 6);
+    work_.first(piece);
+    if (kFrameTiles == 2) _tile_dpbf16ps(1, 4, 7);
+    work_.second(piece);
+    if (kRowTiles == 2) _tile_dpbf16ps(2, 5, 6);
+    work_.third(piece);
+    if (kRowTiles == 2 && kFrameTiles == 2) _tile_dpbf16ps(3, 5, 7);
+    work_.fourth(piece);
+  }
+
+  DYNCP_INLINE void finish() {
+    while (pieces_.are_left()) whole();
+  }
+
+ private:
+  template <int kRowTiles, int kFrameTiles>
+  DYNCP_INLINE static void multiply() {
+    _tile_dpbf16ps(0, 4, 6);
+    if (kFrameTiles == 2) _tile_dpbf16ps(1, 4, 7);
+    if (kRowTiles == 2) _tile_dpbf16ps(2, 5, 6);
+    if (kRowTiles == 2 && kFrameTiles == 2) _tile_dpbf16ps(3, 5, 7);
+  }
+
+  DYNCP_INLINE void whole() {
+    const bool has_two = pieces_.next_has_two();
+    const UnitPiece piece = pieces_.take();
+    if (!has_two) return work_.single(piece);
+    work_.first(piece);
+    work_.second(piece);
+    work_.third(piece);
+    work_.fourth(piece);
+  }
+
+  Work work_;
+  UnitPieces pieces_;
+  int64_t of_call_ = 0, calls_ = 1, due_ = 0;
+};
+
 // One or two tiles of rows times one or two tiles of frames.
-template <int kRowTiles, int kFrameTiles, int kRowPieces, int kFramePieces, class Meanwhile>
+template <int kRowTiles, int kFrameTiles, int kRowPieces, int kFramePieces, class Beside>
 DYNCP_INLINE void multiply_units(const uint16_t* rows, int64_t row_tile, const uint16_t* frames, int64_t steps,
-                                 float* out, int64_t rows_of_tile, int64_t out_stride, Meanwhile meanwhile) {
+                                 float* sums, int64_t rows_of_tile, Beside& beside) {
   constexpr PieceProducts<kRowPieces, kFramePieces> products;
+  constexpr int64_t kStride = kSumsStride * sizeof(float);
   _tile_zero(0);
   if (kFrameTiles == 2) _tile_zero(1);
   if (kRowTiles == 2) _tile_zero(2);
@@ -214,96 +310,153 @@ DYNCP_INLINE void multiply_units(const uint16_t* rows, int64_t row_tile, const u
         _tile_loadd(6, x + j * 2 * kUnitElements, 64);
         if (kFrameTiles == 2) _tile_loadd(7, x + (j * 2 + 1) * kUnitElements, 64);
       }
-      _tile_dpbf16ps(0, 4, 6);
-      if (kFrameTiles == 2) _tile_dpbf16ps(1, 4, 7);
-      if (kRowTiles == 2) _tile_dpbf16ps(2, 5, 6);
-      if (kRowTiles == 2 && kFrameTiles == 2) _tile_dpbf16ps(3, 5, 7);
-      meanwhile();
+      beside.template product<kRowTiles, kFrameTiles>();
     }
   }
-  const int64_t stride = out_stride * static_cast<int64_t>(sizeof(float));
-  float* second = out + rows_of_tile * out_stride;
-  _tile_stored(0, out, stride);
-  if (kFrameTiles == 2) _tile_stored(1, out + kUnitFrames, stride);
-  if (kRowTiles == 2) _tile_stored(2, second, stride);
-  if (kRowTiles == 2 && kFrameTiles == 2) _tile_stored(3, second + kUnitFrames, stride);
+  float* second = sums + rows_of_tile * kSumsStride;
+  _tile_stored(0, sums, kStride);
+  if (kFrameTiles == 2) _tile_stored(1, sums + kUnitFrames, kStride);
+  if (kRowTiles == 2) _tile_stored(2, second, kStride);
+  if (kRowTiles == 2 && kFrameTiles == 2) _tile_stored(3, second + kUnitFrames, kStride);
 }
 
-// Whether all sums of a row are finite.
-DYNCP_INLINE bool sums_are_finite(const float* sums, int vectors) {
+// Whether all lanes of both are finite.
+DYNCP_INLINE bool are_finite(Vec<float> a, Vec<float> b) {
   constexpr int kNanOrInfinite = 0x99;
-  unsigned found = 0;
-  for (int v = 0; v < vectors; ++v) {
-    found |= _mm512_fpclass_ps_mask(bits_as<__m512>(load(sums + v * kUnitFrames)), kNanOrInfinite);
-  }
-  return found == 0;
+  return (_mm512_fpclass_ps_mask(bits_as<__m512>(a), kNanOrInfinite) |
+          _mm512_fpclass_ps_mask(bits_as<__m512>(b), kNanOrInfinite)) == 0;
 }
 
-// A tile of frames, split: values[k][kTile] of channel k < depth, of which some vectors count.
+// A tile of frames, split: [pair of frame units][step][piece][frame unit][pair of channels][frame][channel of the
+// pair], in the order in which they are read.  Tiles of one pair of units share no set of the first-level cache.
 template <int kPieces>
 class UnitFrames {
  public:
   UnitFrames(Arena& arena, int64_t most_depth) {
-    split_ = arena.take<uint16_t>(unit_steps(most_depth) * kPieces * kFrameUnits * kUnitElements);
+    writer_.split_ = arena.take<uint16_t>(unit_steps(most_depth) * kPieces * kFrameUnits * kUnitElements);
+    writer_.rest_ = arena.take<float>(kMostRest * kTile);
+    whole_ = arena.take<float>(most_depth * kTile);
   }
 
-  // What is to be split, by split_all or, as soon as the values of channels k and k + 1 are there, by split(k) for
-  // every even k.
-  void announce(const float* new_values, int64_t new_depth, int new_vectors) {
-    values = new_values;
-    depth = new_depth;
+  // Begins a tile of so many channels and vectors of frames.
+  void start(int64_t new_depth, int new_vectors) {
+    depth = writer_.depth_ = new_depth;
     vectors = new_vectors;
-    for (int64_t k = (depth + 1) / 2 * 2; k < unit_steps(depth) * kUnitDepth; k += 2) split(k);
+    writer_.end_ = unit_steps(depth) * kUnitDepth;
+    writer_.two_units_ = unit_steps(depth) * kPieces * 2 * kUnitElements;
+    is_whole_ = false;
+    for (int64_t k = (depth + 1) / 2 * 2; k < writer_.end_; k += 2) {
+      for (int v = 0; v < vectors; ++v) writer_.put(k, v, zero<float>(), zero<float>());
+    }
   }
-  DYNCP_INLINE void split(int64_t k) {
-    for (int v = 0; v < vectors; ++v) split_pair<kPieces>(values, depth, k / 2, v, split_);
-  }
-  void split_all() {
-    for (int64_t k = 0; k < depth; k += 2) split(k);
-  }
+
+  // Where values go.
+  class Writer {
+   public:
+    // Channels k and k + 1, k even, at the frames of vector v; the second one counts where it exists.
+    DYNCP_INLINE void put(int64_t k, int v, Vec<float> a, Vec<float> b) const {
+      if (k < end_) return split_pair<kPieces>(a, b, at(k, v), 2 * kUnitElements);
+      float* to = rest_ + (k - end_) * kTile + v * kUnitFrames;
+      store(to, a);
+      if (k + 1 < depth_) store(to + kTile, b);
+    }
+
+   private:
+    friend class UnitFrames;
+    DYNCP_INLINE uint16_t* at(int64_t k, int v) const {
+      const uint64_t channel = static_cast<uint64_t>(k), vector = static_cast<unsigned>(v);
+      return split_ + vector / 2 * two_units_ + (channel / kUnitDepth * kPieces * 2 + vector % 2) * kUnitElements +
+             channel % kUnitDepth / 2 * 32;
+    }
+
+    uint16_t* split_;
+    uint64_t two_units_;  // from one pair of frame units to the next
+    float* rest_;
+    int64_t end_;  // of the channels that are split
+    int64_t depth_;
+  };
+
+  Writer writer() const { return writer_; }
 
   // Vectors v and v + 1, v even.
-  const uint16_t* at(int v) const { return split_ + v * unit_steps(depth) * kPieces * kUnitElements; }
+  const uint16_t* at(int v) const { return writer_.at(0, v); }
+  // The channels behind those that are split: [channel][kTile].
+  const float* rest() const { return writer_.rest_; }
 
-  const float* values = nullptr;
+  // All values as they were, [channel][kTile]: the sums of the pieces, where those are finite.
+  const float* whole() const {
+    if (!is_whole_) {
+      for (int64_t k = 0; k < depth; ++k) {
+        for (int t = 0; t < vectors * kUnitFrames; ++t) whole_[k * kTile + t] = value(k, t);
+      }
+      is_whole_ = true;
+    }
+    return whole_;
+  }
+
   int64_t depth = 0;
   int vectors = 0;
 
  private:
-  uint16_t* split_;
+  float value(int64_t k, int t) const {
+    if (k >= writer_.end_) return writer_.rest_[(k - writer_.end_) * kTile + t];
+    const uint16_t* pieces = writer_.at(k, t / kUnitFrames) + t % kUnitFrames * 2 + k % 2;
+    float sum = 0;
+    for (int piece = kPieces - 1; piece >= 0; --piece) {
+      const float part = widen(BFloat16{pieces[piece * 2 * kUnitElements]});
+      // The pieces behind one that is not finite are NaN.
+      sum = part - part == 0 ? sum + part : part;
+    }
+    return sum;
+  }
+
+  Writer writer_;
+  float* whole_;
+  mutable bool is_whole_ = false;
 };
 
-// Packs rows of frames into a tile and splits it, all at once or in parts beside other work.
+// Splits rows of frames, all at once or in parts beside other work.
 template <class Storage, int kPieces>
 class UnitPacking {
  public:
   // `rows` rows of `frames` values, row_stride apart.  step() will be called `steps` times.
-  void start(const Storage* source, int64_t row_stride, int64_t rows, int64_t frames, int64_t steps, float* tile,
+  void start(const Storage* source, int64_t row_stride, int64_t rows, int64_t frames, int64_t steps,
              UnitFrames<kPieces>& split) {
-    split.announce(tile, rows, whole_vectors<float>(frames));
+    split.start(rows, whole_vectors<float>(frames));
+    writer_ = split.writer();
+    vectors_ = split.vectors;
     source_ = source;
     row_stride_ = row_stride;
     rows_ = rows;
     frames_ = frames;
-    tile_ = tile;
-    split_ = &split;
-    pairs_ = (rows + 1) / 2;
+    pieces_ = (rows + 1) / 2 * split.vectors;
     steps_ = steps;
     due_ = k_ = 0;
+    v_ = 0;
   }
 
   DYNCP_INLINE void step() {
-    for (due_ += pairs_; due_ >= steps_; due_ -= steps_, k_ += 2) {
-      pack_tile<float>(source_ + k_ * row_stride_, row_stride_, k_ + 1 < rows_ ? 2 : 1, frames_, tile_ + k_ * kTile);
-      split_->split(k_);
+    for (due_ += pieces_; due_ >= steps_; due_ -= steps_) {
+      const Storage* a = source_ + k_ * row_stride_;
+      writer_.put(k_, v_, frames_of(a, v_), k_ + 1 < rows_ ? frames_of(a + row_stride_, v_) : zero<float>());
+      if (++v_ < vectors_) continue;
+      v_ = 0;
+      k_ += 2;
     }
   }
 
  private:
+  // Adding zero makes signalling NaNs quiet, which marks them in their upper half.
+  DYNCP_INLINE Vec<float> frames_of(const Storage* row, int v) const {
+    const int64_t left = frames_ - v * kUnitFrames;
+    row += v * kUnitFrames;
+    return (left >= kUnitFrames ? load(row) : load_first(row, left)) + zero<float>();
+  }
+
   const Storage* source_;
-  int64_t row_stride_, rows_, frames_, pairs_, steps_, due_, k_;
-  float* tile_;
-  UnitFrames<kPieces>* split_;
+  int64_t row_stride_, rows_, frames_, pieces_, steps_, due_, k_;
+  int v_, vectors_;
+  typename UnitFrames<kPieces>::Writer writer_;
 };
 
 // Some rows of a weight matrix, at all or some columns, times tiles of frames.  Rows are multiplied in blocks.  A sum
@@ -321,16 +474,13 @@ class UnitProduct {
     rows_ = arena.take<uint16_t>(tiles * steps * kRowPieces * kUnitElements);
     offsets_ = arena.take<int64_t>(most_rows);
     columns_ = arena.take<int64_t>(most_depth);
+    rest_ = arena.take<float>(most_rows * kMostRest);
+    sums_ = arena.take<float>(2 * kBlock * kSumsStride);
   }
 
-  // Row i lies at w + offset_of(i); column k < depth is columns[k], or k where columns is null.  Rows that are set
-  // already are not split again.
+  // Row i lies at w + offset_of(i); column k < depth is columns[k], or k where columns is null.
   template <class OffsetOf>
   void set_rows(const float* w, OffsetOf offset_of, int64_t count, const int64_t* columns, int64_t depth) {
-    bool is_new = w != w_ || count != count_ || depth != depth_ || (columns != nullptr) != has_columns_;
-    for (int64_t i = 0; i < count && !is_new; ++i) is_new = offsets_[i] != offset_of(i);
-    if (columns != nullptr && !is_new) is_new = __builtin_memcmp(columns_, columns, depth * sizeof(int64_t)) != 0;
-    if (!is_new) return;
     w_ = w;
     count_ = count;
     depth_ = depth;
@@ -338,42 +488,48 @@ class UnitProduct {
     for (int64_t i = 0; i < count; ++i) offsets_[i] = offset_of(i);
     if (has_columns_) __builtin_memcpy(columns_, columns, depth * sizeof(int64_t));
     spread_ = UnitRows(count);
-    split_rows<kRowPieces>([&](int64_t i) { return w + offsets_[i]; }, count, columns, depth, rows_);
+    const int64_t rest = unit_rest(depth), whole = depth - rest;
+    has_rest_ = rest > 0;
+    split_rows<kRowPieces>([&](int64_t i) { return w + offsets_[i]; }, count, columns, whole, rows_);
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t k = 0; k < rest; ++k) {
+        rest_[i * kMostRest + k] = w[offsets_[i] + (columns == nullptr ? whole + k : columns[whole + k])];
+      }
+    }
   }
 
-  // Multiplies all rows with frames of the same depth, and calls finish(row, sums of the row) for every row, in order
-  // and while the unit is busy with the next block: a row after every few products, because the processor sees only
-  // some hundred instructions ahead.  `out` has room for two blocks.  repair(row, sums) comes before, where some sums
-  // are not finite.
-  template <class Finish>
-  void multiply(const Frames& frames, float* out, int64_t out_stride, Finish finish) const {
-    multiply(frames, out, out_stride, finish, [](int64_t, float*) {});
-  }
-  template <class Finish, class Repair>
-  void multiply(const Frames& frames, float* out, int64_t out_stride, Finish finish, Repair repair) const {
+  // Multiplies all rows with frames of the same depth.  `work` gets all pieces, those of one pair of vectors after
+  // those of the pair before and their rows in order, while the unit is busy with the next ones.  It calls
+  // complete(piece) for pieces of two rows, and gets single(piece) for a single row, with sums that are complete.
+  template <class Work>
+  void multiply(const Frames& frames, const Work& work) {
     if (count_ == 0) return;
     configure_unit(spread_.rows);
-    const int64_t blocks = (spread_.tiles + 1) / 2;
-    const int64_t calls = unit_steps(depth_) * ((frames.vectors + 1) / 2) * kProducts;
-    for (int64_t block = 0; block <= blocks; ++block) {
-      const int64_t before = block == 0 ? 0 : begin(block - 1), end = block == 0 ? 0 : begin(block);
-      float* finished = out + (block + 1) % 2 * kBlock * out_stride;
-      int64_t row = before, due = 0;
-      const auto finish_row = [&] {
-        float* sums = finished + (row - before) * out_stride;
-        if (!sums_are_finite(sums, frames.vectors)) {
-          heal(row, frames, sums);
-          repair(row, sums);
-        }
-        finish(row, sums);
-        ++row;
-      };
-      if (block < blocks) {
-        multiply_block(block, frames, out + block % 2 * kBlock * out_stride, out_stride, [&] {
-          for (due += end - before; due >= calls; due -= calls) finish_row();
-        });
+    frames_ = &frames;
+    const int64_t blocks = (spread_.tiles + 1) / 2, calls = unit_steps(depth_) * kProducts;
+    BesideUnit<Work> beside(work);
+    // The frames of a pair of units stay in the first-level cache while all weights pass.
+    for (int pair = 0, turn = 0; pair < frames.vectors; pair += 2) {
+      const int end_v = pair + 1 < frames.vectors ? pair + 2 : pair + 1;
+      for (int64_t block = 0; block < blocks; ++block, turn ^= 1) {
+        float* sums = sums_ + turn * kBlock * kSumsStride;
+        multiply_block(block, pair, sums, beside);
+        beside.finish();
+        // Blocks begin at even rows.
+        beside.start(UnitPieces(begin(block), begin(block + 1), pair, end_v, sums), calls);
       }
-      while (row < end) finish_row();
+    }
+    beside.finish();
+  }
+
+  // Adds to the sums of a piece what the unit left out.  repair(row, v, sums) is called for those that are not finite.
+  template <class Repair>
+  DYNCP_INLINE void complete(UnitPiece piece, int count, Repair repair) const {
+    if (has_rest_) add_rest(piece, count);
+    if (are_finite(load(piece.sums), load(piece.sums + (count - 1) * kSumsStride))) return;
+    for (int r = 0; r < count; ++r) {
+      heal(piece.row + r, piece.v, piece.sums + r * kSumsStride);
+      repair(piece.row + r, piece.v, piece.sums + r * kSumsStride);
     }
   }
 
@@ -391,52 +547,63 @@ class UnitProduct {
     return row < count_ ? row : count_;
   }
 
-  template <class Meanwhile>
-  DYNCP_INLINE void multiply_block(int64_t block, const Frames& frames, float* out, int64_t out_stride,
-                                   Meanwhile meanwhile) const {
+  template <class Beside>
+  DYNCP_INLINE void multiply_block(int64_t block, int v, float* sums, Beside& beside) const {
     // The intrinsics do not tell the compiler that they read memory.
     __asm__ volatile("" ::: "memory");
     const int64_t steps = unit_steps(depth_), row_tile = steps * kRowPieces * kUnitElements;
     const uint16_t* w = rows_ + 2 * block * row_tile;
-    const bool has_two = 2 * block + 1 < spread_.tiles;
-    for (int v = 0; v < frames.vectors; v += 2) {
-      const auto run = [&](auto row_tiles, auto frame_tiles) {
-        multiply_units<decltype(row_tiles)::value, decltype(frame_tiles)::value, kRowPieces, kFramePieces>(
-            w, row_tile, frames.at(v), steps, out + v * kUnitFrames, spread_.rows, out_stride, meanwhile);
-      };
-      if (has_two && v + 1 < frames.vectors) {
-        run(Count<2>(), Count<2>());
-      } else if (has_two) {
-        run(Count<2>(), Count<1>());
-      } else if (v + 1 < frames.vectors) {
-        run(Count<1>(), Count<2>());
-      } else {
-        run(Count<1>(), Count<1>());
-      }
+    // Inlined, so that what is done beside the unit stays in registers.
+    const auto run = [&](auto row_tiles, auto frame_tiles) __attribute__((always_inline)) {
+      multiply_units<decltype(row_tiles)::value, decltype(frame_tiles)::value, kRowPieces, kFramePieces>(
+          w, row_tile, frames_->at(v), steps, sums, spread_.rows, beside);
+    };
+    const bool has_two_rows = 2 * block + 1 < spread_.tiles, has_two_frames = v + 1 < frames_->vectors;
+    if (has_two_rows && has_two_frames) {
+      run(Count<2>(), Count<2>());
+    } else if (has_two_rows) {
+      run(Count<2>(), Count<1>());
+    } else if (has_two_frames) {
+      run(Count<1>(), Count<2>());
+    } else {
+      run(Count<1>(), Count<1>());
     }
     __asm__ volatile("" ::: "memory");
   }
 
-  // Computes the sums of a row that are not finite again, as products of floats.
-  void heal(int64_t i, const Frames& frames, float* sums) const {
-    float again[kTile];
-    const float* row = w_ + offsets_[i];
-    product_block<float>(1, &row, has_columns_ ? columns_ : nullptr, depth_, frames.values, frames.vectors, again,
-                         kTile);
-    for (int t = 0; t < frames.vectors * kUnitFrames; t += kUnitFrames) {
-      const Vec<float> sum = load(sums + t);
-      store(sums + t, select(sum - sum == zero<float>(), sum, load(again + t)));
+  __attribute__((noinline)) void add_rest(UnitPiece piece, int count) const {
+    const int64_t rest = unit_rest(depth_);
+    const float* values = frames_->rest() + piece.v * kUnitFrames;
+    for (int r = 0; r < count; ++r) {
+      const float* w = rest_ + (piece.row + r) * kMostRest;
+      Vec<float> sum = load(piece.sums + r * kSumsStride);
+      for (int64_t k = 0; k < rest; ++k) sum = broadcast(w[k]) * load(values + k * kTile) + sum;
+      store(piece.sums + r * kSumsStride, sum);
     }
   }
 
+  // Computes the sums of a row that are not finite again, as products of floats.
+  __attribute__((noinline)) void heal(int64_t row, int v, float* sums) const {
+    float again[kUnitFrames];
+    const float* w = w_ + offsets_[row];
+    product_block<float>(1, &w, has_columns_ ? columns_ : nullptr, depth_, frames_->whole() + v * kUnitFrames, 1, again,
+                         kUnitFrames, kTile);
+    const Vec<float> sum = load(sums);
+    store(sums, select(sum - sum == zero<float>(), sum, load(again)));
+  }
+
+  const Frames* frames_ = nullptr;  // of the product under way
   const float* w_ = nullptr;
   int64_t count_ = 0;
   int64_t depth_ = 0;
   bool has_columns_ = false;
+  bool has_rest_ = false;
   UnitRows spread_{0};
   uint16_t* rows_;
   int64_t* offsets_;
   int64_t* columns_;
+  float* rest_;  // [row][kMostRest]: weights behind the last step
+  float* sums_;  // [two blocks][kSumsStride]
 };
 
 #endif

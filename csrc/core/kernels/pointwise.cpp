@@ -11,17 +11,70 @@
 namespace dyncp::DYNCP_ISA {
 namespace {
 
+// Where rows lie, and what becomes of their sums.
 template <class T, class Storage>
-class Tiles {
+class Rows {
+ protected:
+  Rows(const Pointwise& call, void* y) : call_(call), y_(static_cast<Storage*>(y)) {
+    x_tile_stride_ = call.x_tile_stride == 0 ? kTile : call.x_tile_stride;
+    y_channel_stride_ = call.y_channel_stride == 0 ? call.frames : call.y_channel_stride;
+    y_batch_stride_ = call.y_batch_stride == 0 ? call.out_channels * y_channel_stride_ : call.y_batch_stride;
+    y_tile_stride_ = call.y_tile_stride == 0 ? kTile : call.y_tile_stride;
+  }
+
+  // The place of tile `index`, numbered over (batch, time).
+  struct Place {
+    int64_t item, tile, frames;
+  };
+  Place place_of(int64_t index) const {
+    const int64_t tiles = (call_.frames + kTile - 1) / kTile;
+    const int64_t tile = index % tiles, left = call_.frames - tile * kTile;
+    return {index / tiles, tile, left < kTile ? left : kTile};
+  }
+
+  const Storage* x_at(const Place& place) const {
+    return static_cast<const Storage*>(call_.x) + place.item * call_.x_batch_stride + place.tile * x_tile_stride_;
+  }
+  const T* weights(const void* p) const { return static_cast<const T*>(p); }
+
+  // `frames` values of a row, from frame t of the tile on, from their sums.
+  DYNCP_INLINE void write(const T* sums, int64_t row, const Place& place, int64_t t, int64_t frames) const {
+    const T bias = call_.b == nullptr ? T(0) : weights(call_.b)[row];
+    Storage* y = y_ + place.item * y_batch_stride_ + place.tile * y_tile_stride_ + row * y_channel_stride_ + t;
+    switch (call_.activation) {
+      case Activation::relu:
+        return write_as([](Vec<T> v) { return relu<T>(v); }, sums, bias, frames, y);
+      case Activation::sigmoid:
+        return write_as([](Vec<T> v) { return sigmoid<T>(v); }, sums, bias, frames, y);
+      default:
+        return write_as([](Vec<T> v) { return v; }, sums, bias, frames, y);
+    }
+  }
+
+  const Pointwise& call_;
+
+ private:
+  template <class Activate>
+  DYNCP_INLINE void write_as(Activate activate, const T* sums, T bias, int64_t frames, Storage* y) const {
+    int64_t t = 0;
+    for (; t + kLanes<T> <= frames; t += kLanes<T>) store(y + t, activate(load(sums + t) + broadcast(bias)));
+    if (t < frames) store_first(y + t, activate(load(sums + t) + broadcast(bias)), frames - t);
+  }
+
+  Storage* y_;
+  int64_t x_tile_stride_, y_batch_stride_, y_channel_stride_, y_tile_stride_;
+};
+
+template <class T, class Storage>
+class Tiles : Rows<T, Storage> {
+  using typename Rows<T, Storage>::Place;
+  using Rows<T, Storage>::call_, Rows<T, Storage>::place_of, Rows<T, Storage>::weights, Rows<T, Storage>::write;
+  using Rows<T, Storage>::x_at;
+
  public:
-  Tiles(const Pointwise& call, void* y, Arena arena)
-      : call_(call),
-        y_(static_cast<Storage*>(y)),
-        uses_unit_(kHasMatrixUnit<T> && call.frames >= kLeastUnitFrames),
-        splits_{Split(arena, uses_unit_ ? call.channels : 0), Split(arena, uses_unit_ ? call.channels : 0)},
-        product_(arena, uses_unit_ ? call.out_channels : 0, uses_unit_ ? call.channels : 0) {
-    for (T*& tile : x_tiles_) tile = arena.take<T>(call.channels * kTile);
-    sums_ = arena.take<T>((uses_unit_ ? 2 * Product::kBlock : kBlockRows) * kTile);
+  Tiles(const Pointwise& call, void* y, Arena arena) : Rows<T, Storage>(call, y) {
+    x_tile_ = arena.take<T>(call.channels * kTile);
+    sums_ = arena.take<T>(kBlockRows * kTile);
     bytes_ = arena.used;
   }
 
@@ -29,37 +82,12 @@ class Tiles {
 
   void run(int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) tile(index, index + 1 < end, index == begin);
-    if constexpr (kHasMatrixUnit<T>) Product::release();
   }
 
  private:
-  using Split = FramesOrNone<T, kPiecesOf<Storage>>;
-  using Product = ProductOrNone<T, kPiecesOf<Storage>, kPiecesOf<Storage>>;
-
-  const Storage* x_at(int64_t item, int64_t begin) const {
-    return static_cast<const Storage*>(call_.x) + item * call_.x_batch_stride + begin;
-  }
-  int64_t y_stride() const { return call_.y_channel_stride == 0 ? call_.frames : call_.y_channel_stride; }
-  int64_t frames_from(int64_t begin) const { return call_.frames - begin < kTile ? call_.frames - begin : kTile; }
-
   void tile(int64_t index, bool has_next, bool is_first) {
-    const int64_t tiles = (call_.frames + kTile - 1) / kTile;
-    const int64_t item = index / tiles;
-    const int64_t begin = index % tiles * kTile;
-    const int64_t frames = frames_from(begin);
-    const int64_t next_begin = (index + 1) % tiles * kTile;
-    const Storage* next = has_next ? x_at((index + 1) / tiles, next_begin) : nullptr;
-    Storage* y = y_ + item * call_.out_channels * y_stride() + begin;
-    if constexpr (kHasMatrixUnit<T>) {
-      if (uses_unit_) {
-        if (is_first) {
-          start_packing(x_at(item, begin), frames, 1, turn_);
-          packing_.step();
-        }
-        return multiply_tile(frames, y, next, frames_from(next_begin));
-      }
-    }
-    pack_tile<T>(x_at(item, begin), call_.x_channel_stride, call_.channels, frames, x_tiles_[0]);
+    const Place place = place_of(index), next = place_of(index + 1);
+    pack_tile<T>(x_at(place), call_.x_channel_stride, call_.channels, place.frames, x_tile_);
     const RowBlocks blocks(call_.out_channels);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const int64_t first = blocks.begin(block);
@@ -72,79 +100,134 @@ class Tiles {
         }
       }
       if (has_next) {
-        prefetch_tile(next, call_.x_channel_stride, call_.channels, frames_from(next_begin), block, blocks.blocks);
+        prefetch_tile(x_at(next), call_.x_channel_stride, call_.channels, next.frames, block, blocks.blocks);
       }
-      product_block<T>(blocks.size(block), w, nullptr, call_.channels, x_tiles_[0], whole_vectors<T>(frames), sums_,
+      product_block<T>(blocks.size(block), w, nullptr, call_.channels, x_tile_, whole_vectors<T>(place.frames), sums_,
                        kTile);
-      for (int r = 0; r < blocks.size(block); ++r) write(sums_ + r * kTile, first + r, frames, y);
+      for (int r = 0; r < blocks.size(block); ++r) write(sums_ + r * kTile, first + r, place, 0, place.frames);
     }
   }
 
-  // The tile that is split in splits_[turn_], while the next one is.
-  void multiply_tile(int64_t frames, Storage* y, const Storage* next, int64_t next_frames) {
-    product_.set_rows(
-        weights(call_.w), [&](int64_t i) { return i * call_.w_row_stride; }, call_.out_channels, nullptr,
-        call_.channels);
-    const bool has_next = next != nullptr;
-    if (has_next) start_packing(next, next_frames, call_.out_channels, 1 - turn_);
-    product_.multiply(splits_[turn_], sums_, kTile, [&](int64_t row, const T* sums) {
-      if (has_next) packing_.step();
-      write(sums, row, frames, y);
-    });
-    turn_ = 1 - turn_;
-  }
-
-  void start_packing(const Storage* x, int64_t frames, int64_t steps, int turn) {
-    packing_.start(x, call_.x_channel_stride, call_.channels, frames, steps, x_tiles_[turn], splits_[turn]);
-  }
-
-  const T* weights(const void* p) const { return static_cast<const T*>(p); }
-
-  // One row from its sums; y is the first row.
-  DYNCP_INLINE void write(const T* sums, int64_t row, int64_t frames, Storage* y) const {
-    const T bias = call_.b == nullptr ? T(0) : weights(call_.b)[row];
-    y += row * y_stride();
-    switch (call_.activation) {
-      case Activation::relu:
-        return write_as([](Vec<T> v) { return relu<T>(v); }, sums, bias, frames, y);
-      case Activation::sigmoid:
-        return write_as([](Vec<T> v) { return sigmoid<T>(v); }, sums, bias, frames, y);
-      default:
-        return write_as([](Vec<T> v) { return v; }, sums, bias, frames, y);
-    }
-  }
-
-  template <class Activate>
-  DYNCP_INLINE void write_as(Activate activate, const T* sums, T bias, int64_t frames, Storage* y) const {
-    int64_t t = 0;
-    for (; t + kLanes<T> <= frames; t += kLanes<T>) store(y + t, activate(load(sums + t) + broadcast(bias)));
-    if (t < frames) store_first(y + t, activate(load(sums + t) + broadcast(bias)), frames - t);
-  }
-
-  const Pointwise& call_;
-  Storage* y_;
-  const bool uses_unit_;  // whether the products run on the matrix unit
-  Split splits_[2];
-  int turn_ = 0;
-  PackingOrNone<T, Storage> packing_;
-  Product product_;
-  T* x_tiles_[2];  // [channels][kTile]
-  T* sums_;        // of a block of rows, [kTile] each; of two with a unit
+  T* x_tile_;  // [channels][kTile]
+  T* sums_;    // [kBlockRows][kTile]
   int64_t bytes_;
 };
 
-int64_t scratch_bytes(const Pointwise& call) {
+template <class Storage>
+class UnitTiles;
+
+#if defined(__AMX_BF16__)
+
+// The same on the matrix unit; the next tile is packed beside the products.
+template <class Storage>
+class UnitTiles : Rows<float, Storage> {
+  using typename Rows<float, Storage>::Place;
+  using Rows<float, Storage>::call_, Rows<float, Storage>::place_of, Rows<float, Storage>::weights;
+  using Rows<float, Storage>::write, Rows<float, Storage>::x_at;
+
+ public:
+  UnitTiles(const Pointwise& call, void* y, Arena arena)
+      : Rows<float, Storage>(call, y),
+        splits_{Split(arena, call.channels), Split(arena, call.channels)},
+        product_(arena, call.out_channels, call.channels) {
+    bytes_ = arena.used;
+  }
+
+  int64_t bytes() const { return bytes_; }
+
+  void run(int64_t begin, int64_t end) {
+    product_.set_rows(
+        weights(call_.w), [&](int64_t i) { return i * call_.w_row_stride; }, call_.out_channels, nullptr,
+        call_.channels);
+    if (begin < end) {
+      start_packing(place_of(begin), 1, splits_[begin % 2]);
+      packing_.step();
+    }
+    for (int64_t index = begin; index < end; ++index) {
+      const Place place = place_of(index);
+      const bool has_next = index + 1 < end;
+      const Split& split = splits_[index % 2];
+      const int64_t steps = (call_.out_channels + 1) / 2 * split.vectors;
+      if (has_next) start_packing(place_of(index + 1), steps, splits_[(index + 1) % 2]);
+      product_.multiply(split, Output(*this, place, has_next));
+    }
+    Product::release();
+  }
+
+ private:
+  static constexpr int kPieces = kPiecesOf<Storage>;
+  using Split = UnitFrames<kPieces>;
+  using Product = UnitProduct<kPieces, kPieces>;
+
+  // From sums to y.
+  class Output {
+   public:
+    Output(const UnitTiles& tiles, const Place& place, bool packs)
+        : tiles_(&tiles), packing_(tiles.packing_), place_(place), packs_(packs) {}
+
+    DYNCP_INLINE void first(UnitPiece piece) { complete(piece, 2); }
+    DYNCP_INLINE void second(UnitPiece piece) { write(piece, 0); }
+    DYNCP_INLINE void third(UnitPiece piece) { write(piece, 1); }
+    DYNCP_INLINE void fourth(UnitPiece) {
+      if (packs_) packing_.step();
+    }
+    DYNCP_INLINE void single(UnitPiece piece) {
+      complete(piece, 1);
+      write(piece, 0);
+      if (packs_) packing_.step();
+    }
+
+   private:
+    DYNCP_INLINE void complete(UnitPiece piece, int count) const {
+      tiles_->product_.complete(piece, count, [](int64_t, int, float*) {});
+    }
+    DYNCP_INLINE void write(UnitPiece piece, int r) const {
+      const int64_t t = piece.v * kUnitFrames, left = place_.frames - t;
+      tiles_->write(piece.sums + r * kSumsStride, piece.row + r, place_, t, left < kUnitFrames ? left : kUnitFrames);
+    }
+
+    const UnitTiles* tiles_;
+    UnitPacking<Storage, kPieces> packing_;
+    Place place_;
+    bool packs_;
+  };
+
+  void start_packing(const Place& place, int64_t steps, Split& split) {
+    packing_.start(x_at(place), call_.x_channel_stride, call_.channels, place.frames, steps, split);
+  }
+
+  Split splits_[2];  // of the tiles with even and with odd numbers
+  UnitPacking<Storage, kPieces> packing_;
+  Product product_;
+  int64_t bytes_;
+};
+
+#endif
+
+// Calls run(tiles) with the kernel that takes the call.
+template <class Run>
+auto with_tiles(const Pointwise& call, void* y, void* scratch, Run run) {
   return with_storage(call.dtype, [&](auto storage) {
     using Storage = decltype(storage);
-    return Tiles<typename ComputeOf<Storage>::type, Storage>(call, nullptr, Arena{nullptr}).bytes();
+    using T = typename ComputeOf<Storage>::type;
+    const Arena arena{static_cast<char*>(scratch)};
+    if constexpr (kHasMatrixUnit<T>) {
+      if (call.frames >= kLeastUnitFrames) {
+        UnitTiles<Storage> tiles(call, y, arena);
+        return run(tiles);
+      }
+    }
+    Tiles<T, Storage> tiles(call, y, arena);
+    return run(tiles);
   });
 }
 
+int64_t scratch_bytes(const Pointwise& call) {
+  return with_tiles(call, nullptr, nullptr, [](auto& tiles) { return tiles.bytes(); });
+}
+
 void tiles(const Pointwise& call, void* y, int64_t begin, int64_t end, void* scratch) {
-  with_storage(call.dtype, [&](auto storage) {
-    using Storage = decltype(storage);
-    Tiles<typename ComputeOf<Storage>::type, Storage>(call, y, Arena{static_cast<char*>(scratch)}).run(begin, end);
-  });
+  with_tiles(call, y, scratch, [&](auto& tiles) { tiles.run(begin, end); });
 }
 
 }  // namespace

@@ -117,7 +117,7 @@ class Offline(Run):
         torch.set_num_threads(threads)
         self._engine = ClipEngine(work.network)
         self._features = work.features
-        self._gates = self._engine.joined(list(work.gates)) if work.source != "none" else None
+        self._gates = self._engine.packed(list(work.gates)) if work.source != "none" else None
 
     @torch.inference_mode()
     def __call__(self, frame: int) -> None:
