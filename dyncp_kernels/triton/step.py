@@ -22,9 +22,10 @@ def product(w_tile, x_tile, total, PRECISION: tl.constexpr, ONE_STREAM: tl.const
 
 
 @triton.jit
-def move_on(
+def append(
     history,
     updated,
+    newest,  # (rows, BLOCK_S)
     row,
     row_ok,
     first_stream,
@@ -37,7 +38,7 @@ def move_on(
     BLOCK_S: tl.constexpr,  # noqa: N803
     BLOCK_R: tl.constexpr,  # noqa: N803
 ):
-    """All but the newest frame of the given rows' new history: the old one from its second frame on.
+    """The given rows' new history: the old one from its second frame on, and the newest frame.
 
     A stream at a time, so that neighbouring threads move neighbouring frames.
     """
@@ -50,6 +51,9 @@ def move_on(
             moved = row_ok[:, None] & (frame < REACH - 1)[None, :] & (stream < streams)
             kept = tl.load(old + (frame + 1)[None, :] * frame_stride, mask=moved)
             tl.store(new + frame[None, :], kept, mask=moved)
+    stream = first_stream + tl.arange(0, BLOCK_S)
+    last = updated + (stream[None, :] * hidden + row[:, None]) * REACH + (REACH - 1)
+    tl.store(last, newest.to(updated.dtype.element_ty), mask=row_ok[:, None] & (stream < streams)[None, :])
 
 
 @triton.jit
@@ -190,9 +194,10 @@ def step(
             past = tl.load(old + tap * DILATION * history_frame_stride, mask=inside, other=0.0).to(tl.float32)
             z += weight[:, None] * past
         if REACH > 0:
-            move_on(
+            append(
                 history,
                 updated,
+                u,
                 row,
                 row_ok & keeps_history,
                 tile * BLOCK_S,
@@ -205,8 +210,6 @@ def step(
                 BLOCK_S,
                 BLOCK_R,
             )
-            new = updated + (stream[None, :] * hidden + row[:, None]) * REACH
-            tl.store(new + (REACH - 1), u.to(updated.dtype.element_ty), mask=inside & keeps_history)
         if HAS_B_DW:
             z += tl.load(b_dw + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
         z = activate(z, slope_2, HAS_SLOPE_DW)
@@ -225,10 +228,10 @@ def step(
             place = start + tl.arange(0, BLOCK_H)
             row_ok = place < hidden
             row = tl.load(order + place, mask=row_ok, other=0).to(tl.int64)
-            inside = row_ok[:, None] & stream_ok[None, :] & keeps_history
-            move_on(
+            append(
                 history,
                 updated,
+                tl.zeros([BLOCK_H, BLOCK_S], tl.float32),
                 row,
                 row_ok & keeps_history,
                 tile * BLOCK_S,
@@ -241,9 +244,6 @@ def step(
                 BLOCK_S,
                 BLOCK_R,
             )
-            new = updated + (stream[None, :] * hidden + row[:, None]) * REACH
-            zero = tl.zeros([BLOCK_H, BLOCK_S], updated.dtype.element_ty)
-            tl.store(new + (REACH - 1), zero, mask=inside)
 
     if HAS_B_OUT:
         total += tl.load(b_out + out_row, mask=out_active, other=0.0).to(tl.float32)[:, None]
