@@ -47,6 +47,15 @@ def test_source_compiles_within_the_limits(reports, source):
     assert max(spills) <= SPILL_LIMIT
 
 
+def test_sums_of_the_step_stay_in_registers(reports):
+    """Also those of a kernel that shares weights among 2, 4 or 8 streams."""
+    report = next(report.stderr for source, report in reports.items() if source.name == "gated_conv_step.cu")
+    frames = re.findall(r"Function properties for \w*?step_togetherI\w*?Li(\d)E\w*\n\s+(\d+) bytes stack frame", report)
+    assert {int(streams) for streams, _ in frames} == {2, 4, 8}
+    assert len(frames) == 3 * 3 * len(TARGETS)
+    assert max(int(stack) for _, stack in frames) <= SPILL_LIMIT
+
+
 def test_shared_memory_of_the_fused_kernel_fits_every_target(tmp_path):
     """The layout is in the source: print it for the widest x that stays in shared memory."""
     source = (ROOT / "csrc" / "cuda" / "gated_conv.cu").read_text()
