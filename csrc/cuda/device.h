@@ -15,6 +15,9 @@ struct DeviceLimits {
   int shared = 48 * 1024;  // bytes of shared memory that a block can ask for
 };
 
+// Why a launch that asks for more fails.
+constexpr const char* kTooLarge = "tiles larger than the shared memory of this GPU";
+
 }  // namespace dyncp::cuda
 
 #ifdef __CUDACC__
@@ -47,6 +50,7 @@ inline DeviceLimits device_limits() {
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared, void* stream,
                    const Arguments&... arguments) {
+  if (shared > device_limits().shared) return kTooLarge;
   if (shared > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != cudaSuccess) return cudaGetErrorString(error);

@@ -145,3 +145,46 @@ def test_streams_share_blocks_where_there_are_fewer_processors(library, processo
     launches = [line.split() for line in result.stderr.splitlines() if line.startswith("launch")]
     assert [int(launch[1]) for launch in launches] == blocks
     assert all(int(launch[2]) <= int(shared) // 2 for launch in launches)
+
+
+TILES = """
+import os, sys, torch
+torch.ops.load_library(sys.argv[1])
+torch.manual_seed(0)
+for dtype, channels in ((torch.float32, 130), (torch.bfloat16, 264), (torch.float16, 264)):
+    def draw(*shape):
+        return torch.randn(*shape).to(dtype)
+    x, gate = draw(1, channels, 30), torch.rand(1, 40, 30) < 0.4
+    tensors = [gate, None, draw(40, channels), draw(40), draw(40, 3), None, draw(channels, 40), None, None, None]
+    results = []
+    for kilobytes in (227, 99, 64, 32):
+        os.environ["DYNCP_EMULATOR_SHARED"] = str(kilobytes * 1024)
+        print("with", kilobytes, file=sys.stderr)
+        try:
+            results.append(torch.ops.dyncp_cuda.gated_conv(x, *tensors))
+        except RuntimeError as error:
+            print(str(error).splitlines()[0], file=sys.stderr)
+    with_x, without_x, in_parts = results
+    assert torch.equal(with_x, without_x)
+    assert (with_x.float() - in_parts.float()).norm() <= 8e-3 * with_x.float().norm()
+"""
+
+TOO_LARGE = "gated_conv: the CUDA kernel must be able to run (got: tiles larger than the shared memory of this GPU)"
+
+
+def test_block_runs_where_a_gpu_has_less_shared_memory(library):
+    """First x is read again for other hidden channels, then activations go through memory; then it is an error."""
+    command = [sys.executable, "-c", TILES, str(library)]
+    environment = _environment(library, DYNCP_EMULATOR_TRACE="1")
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    runs = [run.splitlines() for run in result.stderr.split("with ")[1:]]
+    assert len(runs) == 12
+    for kilobytes, *lines in runs:
+        if kilobytes == "32":
+            assert lines == [TOO_LARGE]
+            continue
+        used = [int(line.split()[2]) for line in lines]
+        assert len(used) == (3 if kilobytes == "64" else 1)
+        assert max(used) <= int(kilobytes) * 1024
+        assert max(used) > 99 * 1024 or kilobytes != "227"

@@ -196,7 +196,7 @@ inline DeviceLimits device_limits() {
 
 template <class Kernel, class... Arguments>
 const char* launch(Kernel kernel, dim3 grid, int threads, int shared, void*, const Arguments&... arguments) {
-  if (shared > device_limits().shared) return "invalid argument";
+  if (shared > device_limits().shared) return kTooLarge;
   const char* trace = std::getenv("DYNCP_EMULATOR_TRACE");
   if (trace != nullptr && trace[0] == '1') std::fprintf(stderr, "launch %u %d\n", grid.x * grid.y, shared);
   emulator::run(grid, threads, shared, [&] { kernel(arguments...); });
