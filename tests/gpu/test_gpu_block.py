@@ -269,6 +269,8 @@ STEP_CASES = {
     "bfloat16": {"batch": 3, "dtype": torch.bfloat16},
     "bfloat16, ten streams": {"batch": 10, "dtype": torch.bfloat16},
     "float16, seventeen streams": {"batch": 17, "dtype": torch.float16},
+    "more hidden channels than are listed at a time": {"batch": 3, "hidden": 300},
+    "more output channels than one program has": {"batch": 2, "channels": 520, "hidden": 24},
     "a past of 120 frames": {"batch": 3, "dilation": 60},
     "a past of 120 frames, seventeen streams": {"batch": 17, "dilation": 60},
 }

@@ -161,6 +161,9 @@ def test_kernels_compile_within_the_limits(monkeypatch, tmp_path, target, dtype,
 
 
 @pytest.mark.parametrize("streams", [1, 16, 256, 4096])
-def test_step_of_any_number_of_streams_is_one_launch(monkeypatch, streams):
+def test_step_of_any_number_of_streams_is_one_launch(monkeypatch, tmp_path, streams):
     calls = _record(monkeypatch, torch.float32, 128, 256, ("step",), batch=streams)
     assert [function.__name__ for function, _, _ in calls] == ["step"]
+    compiled = _compile(*calls[0], 90)
+    assert _usage(compiled, tmp_path)[1] <= SPILL_LIMIT["step"]
+    assert compiled.metadata.shared <= SHARED_LIMIT[90]
