@@ -71,7 +71,7 @@ constexpr int kFusedExactChannels = 256;
 
 bool is_fused(const BlockCall& p) {
   const bool is_exact = p.storage == Storage::float32 && !p.allow_tf32;
-  return p.reach <= kFusedReach && (!is_exact || p.out_channels <= kFusedExactChannels);
+  return p.reach <= kFusedReach && (!is_exact || p.out_channels <= kFusedExactChannels) && fits_one_kernel(p);
 }
 
 // Frames that the taps may span, so that sums of a few such numbers are integers of 32 bits.

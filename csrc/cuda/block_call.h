@@ -89,7 +89,10 @@ inline int64_t tiles_of(const BlockCall& call) { return (call.frames + 63) / 64;
 // All return null, or why the launch failed.  stream is a cudaStream_t.
 const char* launch_gated_conv(const BlockCall& call, void* stream);
 
-// The same where the taps reach too far for one tile, and the parts of the gradient.
+// Whether the smallest tile of that kernel fits into the shared memory of the device.
+bool fits_one_kernel(const BlockCall& call);
+
+// The same where the taps reach too far for one tile or it does not fit, and the parts of the gradient.
 const char* launch_expand(const BlockCall& call, const Activations& act, void* stream);
 const char* launch_depthwise(const BlockCall& call, const Activations& act, void* stream);
 const char* launch_project(const BlockCall& call, const Activations& act, void* stream);

@@ -5,6 +5,20 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
+
+namespace dyncp::cuda {
+
+// What the choice of a kernel depends on.
+struct DeviceLimits {
+  int processors = 1;
+  int shared = 48 * 1024;  // bytes of shared memory that a block can ask for
+};
+
+// Why a launch that asks for more fails.
+constexpr const char* kTooLarge = "tiles larger than the shared memory of this GPU";
+
+}  // namespace dyncp::cuda
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
@@ -15,10 +29,28 @@
 
 namespace dyncp::cuda {
 
+// Of the current device; all devices are asked once.
+inline DeviceLimits device_limits() {
+  static const std::vector<DeviceLimits> devices = [] {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+    std::vector<DeviceLimits> found(count);
+    for (int i = 0; i < count; ++i) {
+      cudaDeviceGetAttribute(&found[i].processors, cudaDevAttrMultiProcessorCount, i);
+      cudaDeviceGetAttribute(&found[i].shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, i);
+    }
+    return found;
+  }();
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= static_cast<int>(devices.size())) return {};
+  return devices[device];
+}
+
 // Returns null, or why the launch failed.  Blocks above 48 KB of shared memory have to be asked for.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared, void* stream,
                    const Arguments&... arguments) {
+  if (shared > device_limits().shared) return kTooLarge;
   if (shared > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != cudaSuccess) return cudaGetErrorString(error);

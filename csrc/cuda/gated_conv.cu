@@ -29,7 +29,7 @@ __host__ __device__ constexpr int round_up(int value, int step) { return (value 
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 // Offsets of the tiles in shared memory, in bytes.  order comes last: it is as long as the hidden channels.
-template <class A, int kOut>
+template <class A, int kOut, bool kKeepsX>
 struct Shared {
   using InItem = typename A::In::Item;
   using OutItem = typename A::Out::Item;
@@ -45,10 +45,11 @@ struct Shared {
   static constexpr int kOutOpen = kOpened + kThreads * int(sizeof(int));
   static constexpr int kX = round_up(kOutOpen + kOut * int(sizeof(int)), 16);
 
-  // x stays for the whole tile where it fits, otherwise it is read again for each 64 hidden channels.
+  // x stays for the whole tile where it fits, otherwise it is read again for each 64 hidden channels: so does every x
+  // with kKeepsX false, for devices with less shared memory.
   static constexpr int kXLimit = 68 * 1024;
   static bool __host__ __device__ keeps_x(int channels) {
-    return kColumns * x_stride(channels, true) * int(sizeof(InItem)) <= kXLimit;
+    return kKeepsX && kColumns * x_stride(channels, true) * int(sizeof(InItem)) <= kXLimit;
   }
   static int __host__ __device__ x_stride(int channels, bool keeps) {
     return (keeps ? round_up(channels, kDepth) : kDepth) + A::In::kPad;
@@ -126,11 +127,19 @@ __device__ void load_w_out(const BlockCall& p, const uint16_t* order, int first,
   }
 }
 
+// A device that has no room for x has none for a second block on a processor either, so that there a block of exact
+// products may use more registers; a bound of one warp more than run leaves some of them.
+template <class A, bool kKeepsX>
+constexpr bool kIsAlone = !kKeepsX && A::Out::kIsLong;
+template <class A, bool kKeepsX>
+constexpr int kThreadBound = kIsAlone<A, kKeepsX> ? kThreads + 32 : kThreads;
+
 // kOut is a multiple of 64: output channels of one block.
-template <class A, int kOut>
-__global__ void __launch_bounds__(kThreads) fused_block(BlockCall p, int64_t tiles) {
+template <class A, int kOut, bool kKeepsX>
+__global__ void __launch_bounds__(kThreadBound<A, kKeepsX>, kIsAlone<A, kKeepsX> ? 1 : 0)
+    fused_block(BlockCall p, int64_t tiles) {
   using T = typename A::T;
-  using Layout = Shared<A, kOut>;
+  using Layout = Shared<A, kOut, kKeepsX>;
   using InItem = typename A::In::Item;
   using OutItem = typename A::Out::Item;
   DYNCP_SHARED(shared);
@@ -309,25 +318,46 @@ __global__ void __launch_bounds__(kThreads) fused_block(BlockCall p, int64_t til
 }
 
 template <class A, int kOut>
-const char* launch_tiles(const BlockCall& p, void* stream) {
-  const int64_t span = kColumns - p.reach;
-  const int64_t tiles = (p.frames + span - 1) / span;
-  const dim3 grid(static_cast<unsigned>(p.batch * tiles * ((p.out_channels + kOut - 1) / kOut)));
-  return launch(fused_block<A, kOut>, grid, kThreads, Shared<A, kOut>::bytes(p.channels, p.hidden), stream, p, tiles);
+struct Tiles {
+  template <bool kKeepsX>
+  static int bytes(const BlockCall& p) {
+    return Shared<A, kOut, kKeepsX>::bytes(p.channels, p.hidden);
+  }
+
+  static const char* launch_largest(const BlockCall& p, void* stream) {
+    return bytes<true>(p) <= device_limits().shared ? launch_tiles<true>(p, stream) : launch_tiles<false>(p, stream);
+  }
+
+  template <bool kKeepsX>
+  static const char* launch_tiles(const BlockCall& p, void* stream) {
+    const int64_t span = kColumns - p.reach;
+    const int64_t tiles = (p.frames + span - 1) / span;
+    const dim3 grid(static_cast<unsigned>(p.batch * tiles * ((p.out_channels + kOut - 1) / kOut)));
+    return launch(fused_block<A, kOut, kKeepsX>, grid, kThreads, bytes<kKeepsX>(p), stream, p, tiles);
+  }
+};
+
+// run(Tiles<...>()) with those of the call.
+template <class Run>
+auto with_tiles(const BlockCall& p, Run run) {
+  switch (p.storage) {
+    case Storage::float32:
+      return p.allow_tf32 ? run(Tiles<Tf32Float32, 128>()) : run(Tiles<ExactFloat32, 128>());
+    case Storage::float16:
+      return run(Tiles<WideFloat16, 128>());
+    default:
+      return p.out_channels <= 128 ? run(Tiles<WideBFloat16, 128>()) : run(Tiles<WideBFloat16, 256>());
+  }
 }
 
 }  // namespace
 
+bool fits_one_kernel(const BlockCall& p) {
+  return with_tiles(p, [&](auto tiles) { return tiles.template bytes<false>(p) <= device_limits().shared; });
+}
+
 const char* launch_gated_conv(const BlockCall& p, void* stream) {
-  switch (p.storage) {
-    case Storage::float32:
-      return p.allow_tf32 ? launch_tiles<Tf32Float32, 128>(p, stream) : launch_tiles<ExactFloat32, 128>(p, stream);
-    case Storage::float16:
-      return launch_tiles<WideFloat16, 128>(p, stream);
-    default:
-      return p.out_channels <= 128 ? launch_tiles<WideBFloat16, 128>(p, stream)
-                                   : launch_tiles<WideBFloat16, 256>(p, stream);
-  }
+  return with_tiles(p, [&](auto tiles) { return tiles.launch_largest(p, stream); });
 }
 
 }  // namespace dyncp::cuda

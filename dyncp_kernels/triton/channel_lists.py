@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["list_channels"]
+__all__ = ["list_channels", "list_for_program"]
 
 
 @triton.jit
@@ -57,3 +57,34 @@ def list_channels(
         tl.store(opened + channel, is_open.to(tl.uint8), mask=exists)
         next_open += tl.sum(is_open, axis=0)
         next_closed += tl.sum(is_closed, axis=0)
+
+
+@triton.jit
+def list_for_program(
+    gate,  # (streams, channels), bool or floating
+    order,  # int32 (channels,), the program's own: open channels from the front, the others from the back
+    channels,
+    stream,
+    stream_ok,
+    gate_stream_stride,
+    gate_channel_stride,
+    BLOCK_N: tl.constexpr,  # noqa: N803
+):
+    """List the channels that are open for one of the program's streams; returns how many they are."""
+    active = tl.zeros([], tl.int32)
+    for start in range(0, channels, BLOCK_N):
+        channel = start + tl.arange(0, BLOCK_N)
+        exists = channel < channels
+        value = tl.load(
+            gate + stream[:, None] * gate_stream_stride + channel.to(tl.int64)[None, :] * gate_channel_stride,
+            mask=stream_ok[:, None] & exists[None, :],
+            other=0,
+        )
+        is_open = tl.max((value != 0).to(tl.int32), axis=0)
+        place = active + tl.cumsum(is_open, axis=0) - is_open
+        closed_before = channel - place
+        tl.store(order + tl.where(is_open != 0, place, channels - 1 - closed_before), channel, mask=exists)
+        active += tl.sum(is_open, axis=0)
+    # Threads of the program read entries that other threads of it wrote.
+    tl.debug_barrier()
+    return active

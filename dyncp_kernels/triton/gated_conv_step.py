@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dyncp_kernels.triton.launches import kernel, list_of, tiles_of
+from dyncp_kernels.triton.launches import kernel, tiles_of
 from dyncp_kernels.triton.step import step
 from dyncp_kernels.triton.tile_sizes import precision_of, step_tile
 
@@ -27,19 +27,18 @@ def gated_conv_step(
     if streams == 0:
         return y, updated
     tile = step_tile(streams, channels, hidden, out_channels, history.shape[2], hidden_gate is not None)
-    # To the lists the streams are the frames of one item.
-    hidden_list = list_of(_as_item(hidden_gate), tile.streams, x, always_per_tile=True)
-    out_list = list_of(_as_item(out_gate), tile.streams, x, always_per_tile=True)
+    grid = (tiles_of(streams, tile.streams), tiles_of(out_channels, tile.out_channels))
+    # Memory in which each program lists its open channels.
+    order = x if hidden_gate is None else x.new_empty(*grid, hidden, dtype=torch.int32)
 
     def or_x(tensor: Tensor | None) -> Tensor:
         return x if tensor is None else tensor.contiguous()
 
-    kernel(step)[(tiles_of(streams, tile.streams), tiles_of(out_channels, tile.out_channels))](
+    kernel(step)[grid](
         *(x, history, x if hidden_gate is None else hidden_gate, x if out_gate is None else out_gate),
         *(x if w_in is None else w_in, or_x(b_in), w_dw.contiguous(), or_x(b_dw), w_out, or_x(b_out)),
         *(or_x(slope_in), or_x(slope_dw)),
-        *(hidden_list.order, hidden_list.count, out_list.order, out_list.count, y, updated),
-        *(streams, channels, hidden, out_channels, *x.stride(), *history.stride()),
+        *(order, y, updated, streams, channels, hidden, out_channels, *x.stride(), *history.stride()),
         *((0, 0) if hidden_gate is None else hidden_gate.stride()),
         *((0, 0) if out_gate is None else out_gate.stride()),
         *((0, 0) if w_in is None else w_in.stride()),
@@ -61,11 +60,8 @@ def gated_conv_step(
         BLOCK_C=tile.channels,
         BLOCK_O=tile.out_channels,
         BLOCK_R=tile.history,
+        BLOCK_N=tile.gates,
         num_warps=tile.warps,
         num_stages=2,
     )
     return y, updated
-
-
-def _as_item(gate: Tensor | None) -> Tensor | None:
-    return None if gate is None else gate.t()[None]

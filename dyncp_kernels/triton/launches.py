@@ -43,12 +43,12 @@ class ChannelList:
         self.per_tile = per_tile
 
 
-def list_of(gate: Tensor | None, span: int, empty: Tensor, *, always_per_tile: bool = False) -> ChannelList:
+def list_of(gate: Tensor | None, span: int, empty: Tensor) -> ChannelList:
     """The lists of a gate (batch, channels, frames or 1) for tiles of `span` frames; `empty` where there is no gate."""
     if gate is None:
         return ChannelList(empty, empty, empty, False)
     batch, channels, frames = gate.shape
-    per_tile = always_per_tile or (frames > 1 and gate.stride(2) != 0)
+    per_tile = frames > 1 and gate.stride(2) != 0
     if not per_tile:
         gate, frames, span = gate[:, :, :1], 1, 1
     tiles = tiles_of(frames, span)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from dyncp_kernels.triton.arithmetic import activate, multiply, select, slope_of
+from dyncp_kernels.triton.channel_lists import list_for_program
 
 __all__ = ["step"]
 
@@ -21,9 +22,10 @@ def product(w_tile, x_tile, total, PRECISION: tl.constexpr, ONE_STREAM: tl.const
 
 
 @triton.jit
-def move_on(
+def append(
     history,
     updated,
+    newest,  # (rows, BLOCK_S)
     row,
     row_ok,
     first_stream,
@@ -36,7 +38,7 @@ def move_on(
     BLOCK_S: tl.constexpr,  # noqa: N803
     BLOCK_R: tl.constexpr,  # noqa: N803
 ):
-    """All but the newest frame of the given rows' new history: the old one from its second frame on.
+    """The given rows' new history: the old one from its second frame on, and the newest frame.
 
     A stream at a time, so that neighbouring threads move neighbouring frames.
     """
@@ -49,6 +51,9 @@ def move_on(
             moved = row_ok[:, None] & (frame < REACH - 1)[None, :] & (stream < streams)
             kept = tl.load(old + (frame + 1)[None, :] * frame_stride, mask=moved)
             tl.store(new + frame[None, :], kept, mask=moved)
+    stream = first_stream + tl.arange(0, BLOCK_S)
+    last = updated + (stream[None, :] * hidden + row[:, None]) * REACH + (REACH - 1)
+    tl.store(last, newest.to(updated.dtype.element_ty), mask=row_ok[:, None] & (stream < streams)[None, :])
 
 
 @triton.jit
@@ -65,10 +70,7 @@ def step(
     b_out,
     slope_in,
     slope_dw,
-    hidden_order,
-    hidden_count,
-    out_order,
-    out_count,
+    order,  # int32 (tiles of streams, blocks of output channels, hidden): room for the list of each program
     y,  # (streams, out_channels), contiguous
     updated,  # (streams, hidden, REACH), contiguous, other memory than history
     streams,
@@ -105,8 +107,12 @@ def step(
     BLOCK_C: tl.constexpr,  # noqa: N803
     BLOCK_O: tl.constexpr,  # noqa: N803
     BLOCK_R: tl.constexpr,  # noqa: N803  frames of the history that move at a time
+    BLOCK_N: tl.constexpr,  # noqa: N803  channels that are listed at a time
 ):
-    """One program for each BLOCK_S streams and each BLOCK_O output channels; the first of those keeps the history."""
+    """One program for each BLOCK_S streams and each BLOCK_O output channels; the first of those keeps the history.
+
+    Each program lists the channels that its own streams keep and goes through those only.
+    """
     REACH: tl.constexpr = (TAPS - 1) * DILATION  # noqa: N806
     tile = tl.program_id(0).to(tl.int64)
     stream = tile * BLOCK_S + tl.arange(0, BLOCK_S)
@@ -117,16 +123,25 @@ def step(
 
     hidden_active = hidden
     if HAS_HIDDEN_GATE:
-        hidden_active = tl.load(hidden_count + tile)
-        hidden_order += tile * hidden
-    out_lane = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    out_exists = out_lane < out_channels
-    out_row = out_lane
+        order += (tile * tl.num_programs(1) + tl.program_id(1)) * hidden
+        hidden_active = list_for_program(
+            hidden_gate,
+            order,
+            hidden,
+            stream,
+            stream_ok,
+            hidden_gate_stream_stride,
+            hidden_gate_channel_stride,
+            BLOCK_N,
+        )
+    out_row = (tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)
+    out_exists = out_row < out_channels
+    written = out_exists[:, None] & stream_ok[None, :]
     out_active = out_exists
     if HAS_OUT_GATE:
-        out_row = tl.load(out_order + tile * out_channels + out_lane, mask=out_exists, other=0)
-        out_active = out_lane < tl.load(out_count + tile)
-    out_row = out_row.to(tl.int64)
+        out_gate += stream[None, :] * out_gate_stream_stride + out_row[:, None] * out_gate_channel_stride
+        out_value = tl.load(out_gate, mask=written, other=0)
+        out_active = tl.max((out_value != 0).to(tl.int32), axis=1) != 0
 
     total = tl.zeros([BLOCK_O, BLOCK_S], tl.float32)
     opened = tl.zeros([BLOCK_S], tl.int32)
@@ -135,7 +150,7 @@ def step(
         row_ok = place < hidden_active
         row = place
         if HAS_HIDDEN_GATE:
-            row = tl.load(hidden_order + place, mask=row_ok, other=0)
+            row = tl.load(order + place, mask=row_ok, other=0)
         row = row.to(tl.int64)
         inside = row_ok[:, None] & stream_ok[None, :]
         if HAS_W_IN:
@@ -179,9 +194,10 @@ def step(
             past = tl.load(old + tap * DILATION * history_frame_stride, mask=inside, other=0.0).to(tl.float32)
             z += weight[:, None] * past
         if REACH > 0:
-            move_on(
+            append(
                 history,
                 updated,
+                u,
                 row,
                 row_ok & keeps_history,
                 tile * BLOCK_S,
@@ -194,8 +210,6 @@ def step(
                 BLOCK_S,
                 BLOCK_R,
             )
-            new = updated + (stream[None, :] * hidden + row[:, None]) * REACH
-            tl.store(new + (REACH - 1), u.to(updated.dtype.element_ty), mask=inside & keeps_history)
         if HAS_B_DW:
             z += tl.load(b_dw + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
         z = activate(z, slope_2, HAS_SLOPE_DW)
@@ -213,11 +227,11 @@ def step(
         for start in range(hidden_active, hidden, BLOCK_H):
             place = start + tl.arange(0, BLOCK_H)
             row_ok = place < hidden
-            row = tl.load(hidden_order + place, mask=row_ok, other=0).to(tl.int64)
-            inside = row_ok[:, None] & stream_ok[None, :] & keeps_history
-            move_on(
+            row = tl.load(order + place, mask=row_ok, other=0).to(tl.int64)
+            append(
                 history,
                 updated,
+                tl.zeros([BLOCK_H, BLOCK_S], tl.float32),
                 row,
                 row_ok & keeps_history,
                 tile * BLOCK_S,
@@ -230,20 +244,12 @@ def step(
                 BLOCK_S,
                 BLOCK_R,
             )
-            new = updated + (stream[None, :] * hidden + row[:, None]) * REACH
-            zero = tl.zeros([BLOCK_H, BLOCK_S], updated.dtype.element_ty)
-            tl.store(new + (REACH - 1), zero, mask=inside)
 
     if HAS_B_OUT:
         total += tl.load(b_out + out_row, mask=out_active, other=0.0).to(tl.float32)[:, None]
-    written = out_exists[:, None] & stream_ok[None, :]
     if HAS_OUT_GATE:
-        gate = tl.load(
-            out_gate + stream[None, :] * out_gate_stream_stride + out_row[:, None] * out_gate_channel_stride,
-            mask=out_active[:, None] & stream_ok[None, :],
-            other=0,
-        )
-        total = select(total, gate.to(tl.float32))
+        out_value = tl.load(out_gate, mask=written, other=0)
+        total = select(total, out_value.to(tl.float32))
     if HAS_HIDDEN_GATE:
         total = tl.where((opened != 0)[None, :], total, 0.0)
     if RESIDUAL:

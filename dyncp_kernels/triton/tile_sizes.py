@@ -47,6 +47,7 @@ class StepTile:
     channels: int
     out_channels: int
     history: int
+    gates: int
     warps: int
 
 
@@ -117,5 +118,6 @@ def step_tile(streams: int, channels: int, hidden: int, out_channels: int, reach
         channels=_power_of_two(channels, 16, 64),
         out_channels=_power_of_two(out_channels, 16, 512),
         history=_power_of_two(reach - 1, 1, 64),
+        gates=_power_of_two(hidden, 32, 256),
         warps=4 if out_channels <= 256 else 8,
     )

@@ -48,9 +48,9 @@ def _environment(library, **further):
 
 
 @pytest.mark.parametrize("reverse", ["0", "1"], ids=["threads in order", "threads in reverse order"])
-def test_block_suite_passes_in_any_order_of_threads(library, reverse):
-    suite = ROOT / "tests" / "gpu" / "test_gpu_block.py"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(suite)]
+def test_suites_pass_in_any_order_of_threads(library, reverse):
+    suites = [str(ROOT / "tests" / "gpu" / name) for name in ("test_gpu_block.py", "test_gpu_pruned_memory.py")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", *suites]
     if reverse == "1":
         command += ["-k", "equal"]
     environment = _environment(library, DYNCP_EMULATOR_REVERSE=reverse)
@@ -109,3 +109,82 @@ def test_taps_beyond_32_bits_are_refused(library):
     assert kept == "(1, 4, 5)"
     assert all("(taps - 1) * dilation must be at most 2^30" in line for line in refused)
     assert len(refused) == 2
+
+
+STEPS = """
+import sys, torch
+from dyncp_kernels.ops.reference import gated_conv_step_reference
+torch.ops.load_library(sys.argv[1])
+torch.manual_seed(0)
+for streams in (1, 5, 17, 300):
+    x, history = torch.randn(streams, 8), torch.randn(streams, 12, 4)
+    tensors = [torch.rand(streams, 12) < 0.3, torch.rand(streams, 8) < 0.5, torch.randn(12, 8), torch.randn(12),
+               torch.randn(12, 3), torch.randn(12), torch.randn(8, 12), torch.randn(8), None, None]
+    expected = gated_conv_step_reference(x, history, *tensors, dilation=2)
+    for want, have in zip(expected, torch.ops.dyncp_cuda.gated_conv_step(x, history, *tensors, dilation=2)):
+        assert (want - have).norm() <= 2e-6 * want.norm()
+"""
+
+# Processors, bytes of shared memory, and the blocks of 1, 5, 17 and 300 streams.
+SHARING = [
+    ("1000", str(227 * 1024), [1, 5, 17, 300]),
+    ("4", str(227 * 1024), [1, 3, 3, 38]),
+    ("100", str(227 * 1024), [1, 5, 17, 75]),
+    ("4", "1024", [1, 3, 5, 75]),
+]
+
+
+@pytest.mark.parametrize(("processors", "shared", "blocks"), SHARING)
+def test_streams_share_blocks_where_there_are_fewer_processors(library, processors, shared, blocks):
+    """Each step is one launch, and two blocks fit into a processor's shared memory."""
+    command = [sys.executable, "-c", STEPS, str(library)]
+    settings = {"DYNCP_EMULATOR_PROCESSORS": processors, "DYNCP_EMULATOR_SHARED": shared, "DYNCP_EMULATOR_TRACE": "1"}
+    environment = _environment(library, **settings)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    launches = [line.split() for line in result.stderr.splitlines() if line.startswith("launch")]
+    assert [int(launch[1]) for launch in launches] == blocks
+    assert all(int(launch[2]) <= int(shared) // 2 for launch in launches)
+
+
+TILES = """
+import os, sys, torch
+torch.ops.load_library(sys.argv[1])
+torch.manual_seed(0)
+for dtype, channels in ((torch.float32, 130), (torch.bfloat16, 264), (torch.float16, 264)):
+    def draw(*shape):
+        return torch.randn(*shape).to(dtype)
+    x, gate = draw(1, channels, 30), torch.rand(1, 40, 30) < 0.4
+    tensors = [gate, None, draw(40, channels), draw(40), draw(40, 3), None, draw(channels, 40), None, None, None]
+    results = []
+    for kilobytes in (227, 99, 64, 32):
+        os.environ["DYNCP_EMULATOR_SHARED"] = str(kilobytes * 1024)
+        print("with", kilobytes, file=sys.stderr)
+        try:
+            results.append(torch.ops.dyncp_cuda.gated_conv(x, *tensors))
+        except RuntimeError as error:
+            print(str(error).splitlines()[0], file=sys.stderr)
+    with_x, without_x, in_parts = results
+    assert torch.equal(with_x, without_x)
+    assert (with_x.float() - in_parts.float()).norm() <= 8e-3 * with_x.float().norm()
+"""
+
+TOO_LARGE = "gated_conv: the CUDA kernel must be able to run (got: tiles larger than the shared memory of this GPU)"
+
+
+def test_block_runs_where_a_gpu_has_less_shared_memory(library):
+    """First x is read again for other hidden channels, then activations go through memory; then it is an error."""
+    command = [sys.executable, "-c", TILES, str(library)]
+    environment = _environment(library, DYNCP_EMULATOR_TRACE="1")
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    runs = [run.splitlines() for run in result.stderr.split("with ")[1:]]
+    assert len(runs) == 12
+    for kilobytes, *lines in runs:
+        if kilobytes == "32":
+            assert lines == [TOO_LARGE]
+            continue
+        used = [int(line.split()[2]) for line in lines]
+        assert len(used) == (3 if kilobytes == "64" else 1)
+        assert max(used) <= int(kilobytes) * 1024
+        assert max(used) > 99 * 1024 or kilobytes != "227"

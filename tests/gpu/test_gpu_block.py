@@ -257,25 +257,36 @@ def test_more_channels_than_one_kernel_takes(engine):
 STEP_CASES = {
     "one stream": {"batch": 1},
     "five streams with gates of their own": {"batch": 5},
+    "seventeen streams with gates of their own": {"batch": 17},
     "many streams without gates": {"batch": 67, "hidden_gate": None, "out_gate": None},
     "more gated streams than run alone": {"batch": 1030, "channels": 16, "hidden": 16},
     "surrogate gates": {"batch": 3, "kind": "float"},
+    "surrogate gates of seventeen streams": {"batch": 17, "kind": "float"},
     "no expansion": {"batch": 3, "has_w_in": False},
+    "no expansion, seventeen streams": {"batch": 17, "has_w_in": False, "prelu": False},
     "one tap": {"batch": 2, "taps": 1},
+    "one tap, ten streams without biases": {"batch": 10, "taps": 1, "bias": False},
     "bfloat16": {"batch": 3, "dtype": torch.bfloat16},
+    "bfloat16, ten streams": {"batch": 10, "dtype": torch.bfloat16},
+    "float16, seventeen streams": {"batch": 17, "dtype": torch.float16},
+    "more hidden channels than are listed at a time": {"batch": 3, "hidden": 300},
+    "more output channels than one program has": {"batch": 2, "channels": 520, "hidden": 24},
     "a past of 120 frames": {"batch": 3, "dilation": 60},
+    "a past of 120 frames, seventeen streams": {"batch": 17, "dilation": 60},
 }
+
+
+def step_of(engine, **settings):
+    """Arguments of a step: a frame, and the ten tensors after the history."""
+    x, tensors = block(engine, frames=1, **settings)
+    return x[:, :, 0], [gate if gate is None or index > 1 else gate[:, :, 0] for index, gate in enumerate(tensors)]
 
 
 @pytest.mark.parametrize("case", STEP_CASES)
 def test_step_equals_reference(engine, case):
     settings = dict(STEP_CASES[case])
-    if engine.name == "emulator":
-        settings["batch"] = min(settings["batch"], 20)  # it has one block for each stream, whatever their number
     dilation = settings.pop("dilation", 2)
-    x, tensors = block(engine, frames=1, **settings)
-    x = x[:, :, 0]
-    tensors = [gate if gate is None or index > 1 else gate[:, :, 0] for index, gate in enumerate(tensors)]
+    x, tensors = step_of(engine, **settings)
     history = torch.randn(x.shape[0], tensors[4].shape[0], (tensors[4].shape[1] - 1) * dilation).to(x)
     expected_y, expected_history = gated_conv_step_reference(x, history, *tensors, dilation=dilation)
     before = history.clone()
@@ -286,6 +297,45 @@ def test_step_equals_reference(engine, case):
     y = engine.gated_conv_step_(x, history, *tensors, dilation=dilation)
     assert_close("y in place", expected_y, y, TOLERANCE[x.dtype])
     assert torch.equal(history, updated)
+
+
+@pytest.mark.parametrize("streams", [5, 17])
+def test_step_of_strided_arguments(engine, streams):
+    x, tensors = step_of(engine, batch=streams)
+    history = torch.randn(streams, 40, 4).to(x)
+    expected = gated_conv_step_reference(x, history, *tensors, dilation=2)
+    for index in (0, 1, 6):
+        tensors[index] = tensors[index].t().contiguous().t()
+    strided = history.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    actual = engine.gated_conv_step(x.t().contiguous().t(), strided, *tensors, dilation=2)
+    for name, want, have in zip(("y", "history"), expected, actual):
+        assert_close(name, want, have, TOLERANCE[x.dtype])
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_step_of_a_stream_ignores_what_is_closed_for_it_alone(engine, layout, kind):
+    """Also the weights that other streams need."""
+    x, tensors = step_of(engine, batch=17, kind=kind)
+    if layout == "columns":
+        tensors[6] = tensors[6].t().contiguous().t()
+    history = torch.randn(17, 40, 2).to(x)
+    clean = engine.gated_conv_step(x, history, *tensors)
+    for stream in (0, 6, 16):
+        closed = [(gate[stream] == 0).nonzero()[:, 0].tolist() for gate in tensors[:2]]
+        poisoned = [*tensors[:2], *_poison(tensors, *closed)[2:]]
+        for want, have in zip(clean, engine.gated_conv_step(x, history, *poisoned)):
+            assert torch.equal(want[stream], have[stream])
+
+
+def test_streams_of_a_step_do_not_touch_each_other(engine):
+    x, tensors = step_of(engine, batch=17)
+    history = torch.randn(17, 40, 2).to(x)
+    clean = engine.gated_conv_step(x, history, *tensors)
+    x[3], history[3] = float("nan"), float("nan")
+    others = [stream for stream in range(17) if stream != 3]
+    for want, have in zip(clean, engine.gated_conv_step(x, history, *tensors)):
+        assert torch.equal(want[others], have[others])
 
 
 def test_step_never_reads_pruned_weights(engine):

@@ -1,4 +1,4 @@
-"""The block suite of tests/gpu on the Triton interpreter, in its own process: Triton reads the switch at import."""
+"""The suites of tests/gpu on the Triton interpreter, in its own process: Triton reads the switch at import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-SUITE = Path(__file__).resolve().parent.parent / "gpu" / "test_gpu_block.py"
+FOLDER = Path(__file__).resolve().parent.parent / "gpu"
+SUITES = [str(FOLDER / "test_gpu_block.py"), str(FOLDER / "test_gpu_pruned_memory.py")]
 
 
 def _numbers(version):
@@ -23,9 +24,9 @@ def _numbers(version):
     _numbers(triton.__version__) < (3, 7) and _numbers(np.__version__) >= (2, 4),
     reason="the interpreter of Triton before 3.7 needs NumPy before 2.4",
 )
-def test_block_suite_passes_under_the_interpreter():
+def test_suites_pass_under_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "DYNCP_TEST_ENGINE": "interpreter", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(SUITE)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", *SUITES]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in result.stdout

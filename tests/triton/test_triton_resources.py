@@ -55,7 +55,7 @@ class _Recorder:
         return lambda *args, **options: self.calls.append((self.function, args, options))
 
 
-def _record(monkeypatch, dtype, channels, hidden, parts):
+def _record(monkeypatch, dtype, channels, hidden, parts, batch=32):
     """The launches of a block with gates at both sites."""
     from dyncp_kernels.triton import gated_conv, gated_conv_step, launches
 
@@ -66,7 +66,7 @@ def _record(monkeypatch, dtype, channels, hidden, parts):
     def empty(*shape, kind=dtype):
         return torch.empty(*shape, dtype=kind, device="meta")
 
-    batch, frames = 32, 250
+    frames = 250
     x = empty(batch, channels, frames)
     gates = [empty(batch, rows, frames, kind=torch.bool) for rows in (hidden, channels)]
     weights = [empty(hidden, channels), empty(hidden), empty(hidden, 3), empty(hidden)]
@@ -158,3 +158,12 @@ def test_kernels_compile_within_the_limits(monkeypatch, tmp_path, target, dtype,
         assert registers <= 255, name
         assert spilled <= SPILL_LIMIT.get(name, 0), f"{name}: {spilled} bytes spilled"
         assert shared <= SHARED_LIMIT[target], name
+
+
+@pytest.mark.parametrize("streams", [1, 16, 256, 4096])
+def test_step_of_any_number_of_streams_is_one_launch(monkeypatch, tmp_path, streams):
+    calls = _record(monkeypatch, torch.float32, 128, 256, ("step",), batch=streams)
+    assert [function.__name__ for function, _, _ in calls] == ["step"]
+    compiled = _compile(*calls[0], 90)
+    assert _usage(compiled, tmp_path)[1] <= SPILL_LIMIT["step"]
+    assert compiled.metadata.shared <= SHARED_LIMIT[90]

@@ -3,7 +3,8 @@
 // Each thread of a block is a fiber.  Barriers, votes, shuffles and matrix products wait until all threads concerned
 // have arrived and then give every lane what the PTX manual says it gets.  Shared memory starts as NaN.  Fibers run in
 // the order of their index, or in the opposite order when DYNCP_EMULATOR_REVERSE=1: a result that depends on the order
-// shows a missing barrier.
+// shows a missing barrier.  The device has DYNCP_EMULATOR_PROCESSORS processors and DYNCP_EMULATOR_SHARED bytes of shared
+// memory for a block; DYNCP_EMULATOR_TRACE=1 prints the blocks and the shared memory of each launch.
 #pragma once
 
 #include <cstdint>
@@ -185,8 +186,19 @@ namespace dyncp::cuda {
 
 using std::memcpy;
 
+inline DeviceLimits device_limits() {
+  const auto setting = [](const char* name, int otherwise) {
+    const char* value = std::getenv(name);
+    return value == nullptr ? otherwise : std::atoi(value);
+  };
+  return {setting("DYNCP_EMULATOR_PROCESSORS", 4), setting("DYNCP_EMULATOR_SHARED", 227 * 1024)};
+}
+
 template <class Kernel, class... Arguments>
 const char* launch(Kernel kernel, dim3 grid, int threads, int shared, void*, const Arguments&... arguments) {
+  if (shared > device_limits().shared) return kTooLarge;
+  const char* trace = std::getenv("DYNCP_EMULATOR_TRACE");
+  if (trace != nullptr && trace[0] == '1') std::fprintf(stderr, "launch %u %d\n", grid.x * grid.y, shared);
   emulator::run(grid, threads, shared, [&] { kernel(arguments...); });
   return nullptr;
 }
