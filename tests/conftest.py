@@ -31,6 +31,18 @@ def needs_extension():
         pytest.skip("the native extension is not built")
 
 
+@pytest.fixture(params=_extension.supported_instruction_sets() or ("none",))
+def each_instruction_set(request):
+    """Runs the test once per instruction set of this processor; without the extension once, on the reference."""
+    if request.param == "none":
+        yield request.param
+        return
+    before = _extension.instruction_set()
+    _extension.set_instruction_set(request.param)
+    yield request.param
+    _extension.set_instruction_set(before)
+
+
 @pytest.fixture
 def poisoned_empty():
     """Memory that torch hands out uninitialised holds NaN, so that a value nobody wrote shows."""

@@ -35,7 +35,7 @@ def network(**options):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("shape", [(1, 300), (3, 70), (2, 1), (2, 0)])
 @torch.no_grad()
-def test_gives_the_bits_of_the_folded_network(name, shape):
+def test_gives_the_bits_of_the_folded_network(name, shape, each_instruction_set):
     model = network(**NETWORKS[name])
     features = torch.rand(shape[0], 257, shape[1])
     mask, gates = model(features, shift=0.05, return_gates=True)

@@ -99,18 +99,6 @@ def make_block():
     return _make_block
 
 
-@pytest.fixture(params=_extension.supported_instruction_sets() or ("none",))
-def each_instruction_set(request):
-    """Runs the test once per instruction set of this processor; without the extension once, on the reference."""
-    if request.param == "none":
-        yield request.param
-        return
-    before = _extension.instruction_set()
-    _extension.set_instruction_set(request.param)
-    yield request.param
-    _extension.set_instruction_set(before)
-
-
 @contextmanager
 def _offline_strategy(name):
     if not _extension.extension_loaded():
