@@ -338,8 +338,9 @@ class UnitTiles : BlockRows<float, Storage> {
     for (int64_t i = 0; i < out_.closed_count(); ++i) skip(out_.closed()[i], begin, frames);
     set_rows_out();
 
-    for (int64_t i = 0; i < out_.count(); ++i) {
-      out_open_[i] = out_varies_ ? gate.bits(out_.channels()[i], begin, begin + frames) & branch : branch;
+    for (int64_t i = 0; i < out_.count(); ++i) out_open_[i] = branch;
+    for (int64_t i = 0; out_varies_ && i < out_.count(); ++i) {
+      out_open_[i] &= gate.bits(out_.channels()[i], begin, begin + frames);
     }
 
     const Window next = window_at(begin + kTile);
@@ -369,7 +370,9 @@ class UnitTiles : BlockRows<float, Storage> {
           begin_(begin),
           frames_(frames),
           packs_(packs),
-          is_plain_(tiles.call_.out_gate.form != GateForm::values) {}
+          is_plain_(tiles.call_.out_gate.form != GateForm::values),
+          // Tiles have room behind the last frame.
+          whole_frames_(tiles.call_.y_tile_stride > 0 && tiles.call_.x_tile_stride > 0 ? kTile : frames) {}
 
     DYNCP_INLINE void first(UnitPiece piece) { complete(piece, 2); }
     DYNCP_INLINE void second(UnitPiece piece) { write(piece, 0); }
@@ -394,7 +397,7 @@ class UnitTiles : BlockRows<float, Storage> {
       const int64_t row = rows_[piece.row + r], t = piece.v * kUnitFrames;
       const uint64_t open = open_[piece.row + r] >> t;
       float* sums = piece.sums + r * kSumsStride;
-      if (!is_plain_ || t + kUnitFrames > frames_) return tiles_->write_carefully(row, begin_, t, frames_, sums, open);
+      if (!is_plain_ || t + kUnitFrames > whole_frames_) return tiles_->write_carefully(row, begin_, t, frames_, sums, open);
       const __m512 bias = _mm512_set1_ps(bias_[row]);
       const Vec<float> sum =
           bits_as<Vec<float>>(_mm512_maskz_add_ps(static_cast<__mmask16>(open), bits_as<__m512>(load(sums)), bias));
@@ -411,6 +414,7 @@ class UnitTiles : BlockRows<float, Storage> {
     Storage* y_;
     int64_t x_stride_, y_stride_, begin_, frames_;
     bool packs_, is_plain_;
+    int64_t whole_frames_;
   };
 
   // One vector of a row, from frame t of the tile on, whatever its gate is and where it ends.
