@@ -15,6 +15,8 @@ class UnitTiles;
 
 #if defined(__AMX_BF16__)
 
+static_assert(kTile == GateWords::kFrames, "the open frames of a tile are one word");
+
 template <class Storage>
 class UnitTiles : BlockRows<float, Storage> {
   using Rows = BlockRows<float, Storage>;
@@ -143,6 +145,12 @@ class UnitTiles : BlockRows<float, Storage> {
       return count > 0;
     }
     uint64_t any = 0;
+    if (gate.words != nullptr && call_.right() == 0) {
+      // A tile has one word of each channel.
+      const uint64_t* words = gate.words + window.begin / GateWords::kFrames * gate.frame_stride;
+      for (int64_t i = 0; i < count; ++i) any |= u_open_[i] = z_open_[i] = words[hidden_.channels()[i]];
+      return any;
+    }
     for (int64_t i = 0; i < count; ++i) {
       const int64_t channel = hidden_.channels()[i];
       z_open_[i] = gate.bits(channel, window.begin, window.end);
