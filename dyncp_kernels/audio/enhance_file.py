@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dyncp_kernels.audio.enhance import enhance
 from dyncp_kernels.audio.files import AudioFileError, audio_info, can_encode, read_audio, resample, write_audio
 from dyncp_kernels.audio.stream import StreamingEnhancer
+from dyncp_kernels.clip_engine import for_clips
 from dyncp_kernels.nn.block import BlockGates
 from dyncp_kernels.nn.config import ConvFSENetConfig
 from dyncp_kernels.nn.inference import InferenceConvFSENet
@@ -82,7 +83,7 @@ def enhance_file(
     if stream:
         enhanced = _stream(model, at_model_rate, budget, tally, on_progress)
     else:
-        enhanced, gates = enhance(model, at_model_rate, budget=budget, return_gates=True)
+        enhanced, gates = enhance(for_clips(model), at_model_rate, budget=budget, return_gates=True)
         tally.add(gates)
     output = _fit(resample(enhanced, model.config.sample_rate, info.sample_rate), samples.shape[-1])
     elapsed = time.perf_counter() - started

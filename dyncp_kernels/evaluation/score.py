@@ -19,6 +19,7 @@ from dyncp_kernels.audio.enhance import enhance
 from dyncp_kernels.audio.files import read_audio
 from dyncp_kernels.audio.stft import frame_count
 from dyncp_kernels.audio.stream import StreamingEnhancer
+from dyncp_kernels.clip_engine import for_clips
 from dyncp_kernels.engine import PackedModel
 from dyncp_kernels.evaluation.dynamism import Dynamism, DynamismMeter, block_masks
 from dyncp_kernels.evaluation.metrics import MeanInterval, mean_interval, pesq_wideband, si_sdr, stoi
@@ -114,6 +115,7 @@ def score(
         raise ValueError("score: at least one pair of files is needed (got none)")
     config = model.config
     packed = None if precision is None else PackedModel(model, precision)
+    clips = for_clips(model)
     meter = DynamismMeter()
     utterances, masks = [], []
     for clean_path, noisy_path in pairs:
@@ -122,7 +124,7 @@ def score(
         clean, noisy = clean[:length], noisy[:length]
         started = time.perf_counter()
         if packed is None:
-            enhanced, gates = enhance(model, noisy, budget=budget, return_gates=True)
+            enhanced, gates = enhance(clips, noisy, budget=budget, return_gates=True)
         else:
             enhanced, gates = _stream(packed, noisy, budget)
         elapsed = time.perf_counter() - started

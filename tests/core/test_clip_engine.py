@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dyncp_kernels.audio import enhance
-from dyncp_kernels.clip_engine import ClipEngine
+from dyncp_kernels.clip_engine import ClipEngine, for_clips
 from dyncp_kernels.nn import ConvFSENet
 
 pytestmark = pytest.mark.usefixtures("needs_extension")
@@ -61,6 +61,12 @@ def test_takes_the_place_of_the_model_in_enhance():
     model = network(site="hidden")
     samples = torch.randn(4000) * 0.1
     assert torch.equal(enhance(ClipEngine(model), samples), enhance(model, samples))
+
+
+def test_for_clips_takes_the_model_itself_where_the_engine_cannot_run():
+    model = network()
+    assert isinstance(for_clips(model), ClipEngine)
+    assert for_clips(model.double()) is model
 
 
 def test_wrong_arguments_are_refused():
