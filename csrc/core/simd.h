@@ -255,6 +255,21 @@ DYNCP_INLINE T sum_of_lanes(Vec<T> v) {
   return lanes[0];
 }
 
+#if defined(__AVX512F__)
+using Words = VectorOf<uint32_t, 16>::type;
+
+// A delay by `count` <= 16 frames: lane i of the result is lane i - count of `now`, or the lane of `before` that comes
+// before it.
+DYNCP_INLINE Words delay(int64_t count) {
+  const Words lanes = {16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+  return lanes - static_cast<uint32_t>(count);
+}
+DYNCP_INLINE Vec<float> delayed(Vec<float> before, Vec<float> now, Words delay) {
+  const __m512i from = bits_as<__m512i>(delay);
+  return bits_as<Vec<float>>(_mm512_permutex2var_ps(bits_as<__m512>(before), from, bits_as<__m512>(now)));
+}
+#endif
+
 // Rectifiers as comparisons, so that a NaN passes through.  PReLU has one slope for all negative values.
 template <class T>
 DYNCP_INLINE Vec<T> relu(Vec<T> v) {

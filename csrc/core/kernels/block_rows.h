@@ -16,6 +16,26 @@ DYNCP_INLINE int64_t padded(int64_t count) {
   return whole_vectors<T>(count) * kLanes<T>;
 }
 
+// Kinds of rectifiers, by their slope for negative values.
+enum class Slope {
+  relu,
+  at_most_one,  // and positive
+  other
+};
+
+#if defined(__AVX512F__)
+
+// ReLU or PReLU of one kind at the open frames, zero at the others.  The second operand of a maximum is the result
+// where one is NaN and where both are zero.
+template <Slope kSlope>
+DYNCP_INLINE Vec<float> rectified(Vec<float> v, Vec<float> slope, __mmask16 open) {
+  const __m512 bits = bits_as<__m512>(v);
+  if (kSlope == Slope::relu) return bits_as<Vec<float>>(_mm512_maskz_max_ps(open, _mm512_setzero_ps(), bits));
+  return bits_as<Vec<float>>(_mm512_maskz_max_ps(open, bits_as<__m512>(v * slope), bits));
+}
+
+#endif
+
 template <class T, class Storage>
 class BlockRows {
  protected:
@@ -28,6 +48,12 @@ class BlockRows {
     y_channel_stride_ = call.y_channel_stride == 0 ? call.frames : call.y_channel_stride;
     y_batch_stride_ = call.y_batch_stride == 0 ? call.out_channels * y_channel_stride_ : call.y_batch_stride;
     y_tile_stride_ = call.y_tile_stride == 0 ? kTile : call.y_tile_stride;
+#if defined(__AVX512F__)
+    convolves_in_registers_ = sizeof(T) == 4 && call.w_in != nullptr && call.taps == 3 && call.causal &&
+                              past_ == kLanes<T> && call.hidden_gate.form != GateForm::values &&
+                              slope_of(call.slope_in) == slope_of(call.slope_dw) &&
+                              slope_of(call.slope_in) != Slope::other;
+#endif
     history_ = arena.take<T>(call.hidden * past_);
     remembers_ = arena.take<uint8_t>(call.hidden);
   }
@@ -142,6 +168,38 @@ class BlockRows {
     remembers_[channel] = 1;
   }
 
+  static Slope slope_of(const void* slope) {
+    if (slope == nullptr) return Slope::relu;
+    const T value = *static_cast<const T*>(slope);
+    return value > 0 && value <= 1 ? Slope::at_most_one : Slope::other;
+  }
+
+#if defined(__AVX512F__)
+  // z of a channel from its sums W_in x, u staying in registers: a shifted load of what was just stored would have to
+  // wait for it.  For boolean gates, slopes of one kind, three taps, no look-ahead and a reach of at most one vector.
+  template <Slope kSlope>
+  DYNCP_INLINE void convolve_sums(int64_t channel, uint64_t open, int vectors, const float* sums, float* z) {
+    const auto or_zero = [&](const void* p, int64_t i) { return broadcast(p == nullptr ? 0.0f : weights(p)[i]); };
+    const Vec<float> b_in = or_zero(call_.b_in, channel), b_dw = or_zero(call_.b_dw, channel);
+    const Vec<float> slope_in = or_zero(call_.slope_in, 0), slope_dw = or_zero(call_.slope_dw, 0);
+    const float* w = weights(call_.w_dw) + channel * 3;
+    const Vec<float> w0 = broadcast(w[0]), w1 = broadcast(w[1]), w2 = broadcast(w[2]);
+    const Words near = delay(call_.dilation), far = delay(2 * call_.dilation);
+    float* past = history_ + channel * past_;
+    Vec<float> before = load(past);
+    for (int v = 0; v < vectors; ++v) {
+      const __mmask16 lanes = static_cast<__mmask16>(open >> v * kLanes<float>);
+      const Vec<float> u = rectified<kSlope>(load(sums + v * kLanes<float>) + b_in, slope_in, lanes);
+      const Vec<float> sum = w0 * delayed(before, u, far) + (w1 * delayed(before, u, near) + (w2 * u + b_dw));
+      store(z + v * kLanes<float>, rectified<kSlope>(sum, slope_dw, lanes));
+      before = u;
+    }
+    // A tile that is not whole is the last one.
+    store(past, before);
+    remembers_[channel] = 1;
+  }
+#endif
+
   // Where a range of tiles begins, nothing is remembered yet.
   void clear_history() {
     __builtin_memset(history_, 0, call_.hidden * past_ * sizeof(T));
@@ -215,6 +273,7 @@ class BlockRows {
   bool out_varies_;
   int64_t past_;  // frames of history in front of a row of u: whole vectors, right-aligned
   int64_t row_width_;
+  bool convolves_in_registers_ = false;
 
  private:
   Storage* y_;

@@ -28,7 +28,8 @@ constexpr int kFrameList = kTile + 2 * kLanes<float>;
 template <class T, class Storage>
 class Tiles : BlockRows<T, Storage> {
   using Rows = BlockRows<T, Storage>;
-  using Rows::activate, Rows::call_, Rows::clear_history, Rows::convolve, Rows::depthwise, Rows::finish_u, Rows::forget;
+  using Rows::activate, Rows::call_, Rows::clear_history, Rows::convolve, Rows::convolves_in_registers_;
+  using Rows::depthwise, Rows::finish_u, Rows::forget;
   using Rows::hidden_gate, Rows::hidden_varies_, Rows::item_, Rows::out_gate, Rows::out_varies_, Rows::past_;
   using Rows::remember, Rows::row_width_, Rows::skip, Rows::weights, Rows::window_at, Rows::write, Rows::x_at;
   using typename Rows::Window;
@@ -262,6 +263,11 @@ class Tiles : BlockRows<T, Storage> {
     }
     if (window.fresh_frames() > 0) pack_x(window.fresh, window.fresh_frames());
     for_each_block([&](int64_t first, int rows) {
+#if defined(__AVX512F__)
+      if constexpr (sizeof(T) == 4) {
+        if (convolves_in_registers_ && first < dense_count_) return convolve_block(first, rows, frames);
+      }
+#endif
       expand(first, rows, window.fresh, window.fresh_frames());
       for (int r = 0; r < rows; ++r) {
         const OpenChannel& open = open_[first + r];
@@ -271,6 +277,24 @@ class Tiles : BlockRows<T, Storage> {
     prefetch_next(window);
     project(begin, frames);
   }
+
+#if defined(__AVX512F__)
+  // z of the listed channels [first, first + rows) of a causal block.
+  DYNCP_INLINE void convolve_block(int64_t first, int rows, int64_t frames) {
+    const int vectors = whole_vectors<T>(frames);
+    multiply_in(first, rows, vectors);
+    for (int r = 0; r < rows; ++r) {
+      const OpenChannel& open = open_[first + r];
+      const float* sums = u_rows_ + past_ + r * row_width_;
+      float* z = z_ + (first + r) * kTile;
+      if (call_.slope_in == nullptr) {
+        this->template convolve_sums<Slope::relu>(open.channel, open.frames, vectors, sums, z);
+      } else {
+        this->template convolve_sums<Slope::at_most_one>(open.channel, open.frames, vectors, sums, z);
+      }
+    }
+  }
+#endif
 
   // Asks for what the tile behind this one will read first.
   void prefetch_next(const Window& window) const {

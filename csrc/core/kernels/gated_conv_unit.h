@@ -20,7 +20,8 @@ static_assert(kTile == GateWords::kFrames, "the open frames of a tile are one wo
 template <class Storage>
 class UnitTiles : BlockRows<float, Storage> {
   using Rows = BlockRows<float, Storage>;
-  using Rows::call_, Rows::clear_history, Rows::convolve, Rows::finish_u, Rows::forget, Rows::hidden_gate;
+  using Rows::call_, Rows::clear_history, Rows::convolve, Rows::convolves_in_registers_, Rows::finish_u, Rows::forget;
+  using Rows::hidden_gate;
   using Rows::hidden_varies_, Rows::history_, Rows::item_, Rows::out_gate, Rows::out_varies_, Rows::past_;
   using Rows::remember, Rows::remembers_, Rows::row_width_, Rows::skip, Rows::weights, Rows::window_at, Rows::write;
   using Rows::x_at, Rows::y_at;
@@ -35,9 +36,6 @@ class UnitTiles : BlockRows<float, Storage> {
         z_split_(arena, call.hidden),
         product_in_(arena, call.w_in == nullptr ? 0 : call.hidden, call.channels),
         product_out_(arena, call.out_channels, call.hidden) {
-    convolves_in_registers_ =
-        call.taps == 3 && call.causal && past_ == kLanes<float> && call.hidden_gate.form != GateForm::values &&
-        slope_of(call.slope_in) == slope_of(call.slope_dw) && slope_of(call.slope_in) != Slope::other;
     u_rows_ = arena.take<float>(call.hidden * row_width_);
     z_rows_ = arena.take<float>(2 * kTile);
     columns_ = arena.take<int64_t>(call.hidden);
@@ -74,12 +72,6 @@ class UnitTiles : BlockRows<float, Storage> {
   static constexpr int kPieces = kPiecesOf<Storage>, kFloatPieces = kPiecesOf<float>;
   using ProductIn = UnitProduct<kPieces, kPieces>;
   using ProductOut = UnitProduct<kPieces, kFloatPieces>;
-
-  enum class Slope {
-    relu,
-    at_most_one,  // and positive
-    other
-  };
 
   // What the convolution of a listed channel needs.
   struct HiddenRow {
@@ -239,7 +231,7 @@ class UnitTiles : BlockRows<float, Storage> {
       return;
     }
     for (int64_t i = 0; i < hidden_.count(); ++i) remembers_[hidden_.channels()[i]] = 1;
-    if (slope_of(call_.slope_in) == Slope::relu) {
+    if (call_.slope_in == nullptr) {
       product_in_.multiply(x_split_, Convolution<Slope::relu>(*this));
     } else {
       product_in_.multiply(x_split_, Convolution<Slope::at_most_one>(*this));
@@ -258,21 +250,6 @@ class UnitTiles : BlockRows<float, Storage> {
       const float* z = z_rows_ + v * kUnitFrames;
       z_split_.writer().put(i, v, load(z), rows == 2 ? load(z + kTile) : zero<float>());
     }
-  }
-
-  static Slope slope_of(const void* slope) {
-    if (slope == nullptr) return Slope::relu;
-    const float value = *static_cast<const float*>(slope);
-    return value > 0 && value <= 1 ? Slope::at_most_one : Slope::other;
-  }
-
-  // ReLU or PReLU at the open frames, zero at the others.  The second operand of a maximum is the result where one is
-  // NaN and where both are zero.
-  template <Slope kSlope>
-  DYNCP_INLINE static Vec<float> rectified(Vec<float> v, Vec<float> slope, __mmask16 open) {
-    const __m512 bits = bits_as<__m512>(v);
-    if (kSlope == Slope::relu) return bits_as<Vec<float>>(_mm512_maskz_max_ps(open, _mm512_setzero_ps(), bits));
-    return bits_as<Vec<float>>(_mm512_maskz_max_ps(open, bits_as<__m512>(v * slope), bits));
   }
 
   // From sums to z, for boolean gates, slopes of one kind, three taps, no look-ahead and a reach of at most one vector.
@@ -405,7 +382,8 @@ class UnitTiles : BlockRows<float, Storage> {
       const int64_t row = rows_[piece.row + r], t = piece.v * kUnitFrames;
       const uint64_t open = open_[piece.row + r] >> t;
       float* sums = piece.sums + r * kSumsStride;
-      if (!is_plain_ || t + kUnitFrames > whole_frames_) return tiles_->write_carefully(row, begin_, t, frames_, sums, open);
+      if (!is_plain_ || t + kUnitFrames > whole_frames_)
+        return tiles_->write_carefully(row, begin_, t, frames_, sums, open);
       const __m512 bias = _mm512_set1_ps(bias_[row]);
       const Vec<float> sum =
           bits_as<Vec<float>>(_mm512_maskz_add_ps(static_cast<__mmask16>(open), bits_as<__m512>(load(sums)), bias));
@@ -459,15 +437,14 @@ class UnitTiles : BlockRows<float, Storage> {
   bool is_stale_in_ = true, is_stale_out_ = true;  // whether the rows of the products are other ones
   bool has_next_ = false;                          // whether this range goes on with the next tile of the item
   bool is_packed_ = false;                         // whether x of this tile is packed already
-  bool convolves_in_registers_;
-  float* u_rows_;       // [hidden][past_ + kTile]
-  float* z_rows_;       // [2][kTile]
-  int64_t* columns_;    // of the listed channels, in w_out
-  uint64_t* u_open_;    // per listed channel: at which new frames of u it is open
-  uint64_t* z_open_;    // and at which frames of the tile
-  HiddenRow* rows_;     // per listed channel
-  uint64_t* out_open_;  // per listed output
-  float* zeros_;        // in place of biases and slopes that are missing
+  float* u_rows_;                                  // [hidden][past_ + kTile]
+  float* z_rows_;                                  // [2][kTile]
+  int64_t* columns_;                               // of the listed channels, in w_out
+  uint64_t* u_open_;                               // per listed channel: at which new frames of u it is open
+  uint64_t* z_open_;                               // and at which frames of the tile
+  HiddenRow* rows_;                                // per listed channel
+  uint64_t* out_open_;                             // per listed output
+  float* zeros_;                                   // in place of biases and slopes that are missing
   int64_t bytes_;
 };
 

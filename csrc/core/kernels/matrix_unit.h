@@ -59,21 +59,8 @@ struct UnitRows {
   int64_t rows;  // of a tile; the last one may have fewer
 };
 
-using Words = VectorOf<uint32_t, 16>::type;
-
 // What is left of values when their leading piece, the upper half of their bits, is taken.
 DYNCP_INLINE Vec<float> rest_of(Vec<float> v) { return v - bits_as<Vec<float>>(bits_as<Words>(v) & 0xffff0000); }
-
-// A delay by `count` <= 16 frames: lane i of the result is lane i - count of `now`, or the lane of `before` that comes
-// before it.
-DYNCP_INLINE Words delay(int64_t count) {
-  const Words lanes = {16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
-  return lanes - static_cast<uint32_t>(count);
-}
-DYNCP_INLINE Vec<float> delayed(Vec<float> before, Vec<float> now, Words delay) {
-  const __m512i from = bits_as<__m512i>(delay);
-  return bits_as<Vec<float>>(_mm512_permutex2var_ps(bits_as<__m512>(before), from, bits_as<__m512>(now)));
-}
 
 // Two channels at 16 frames to [piece][pair of channels][frame][channel of the pair]; pieces are `distance` apart.
 template <int kPieces>
