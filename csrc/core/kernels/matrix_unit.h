@@ -209,9 +209,9 @@ class PieceByPiece {
   const Does* does_;
 };
 
-// What is done with pieces while the unit computes others.  A piece of two rows is done in four stages with a few
-// products between them: the processor sees only some hundred instructions ahead, and a longer stretch of other work
-// would let the unit run dry.
+// What is done with pieces while the unit computes others.  A piece of two rows is done in four stages, with an
+// instruction for the unit between them: the processor sees only some hundred instructions ahead, and a longer stretch
+// of other work would let the unit run dry.
 template <class Work>
 class BesideUnit {
  public:
@@ -485,9 +485,8 @@ class UnitProduct {
     }
   }
 
-  // Multiplies all rows with frames of the same depth.  `work` gets all pieces, those of one pair of vectors after
-  // those of the pair before and their rows in order, while the unit is busy with the next ones.  It calls
-  // complete(piece) for pieces of two rows, and gets single(piece) for a single row, with sums that are complete.
+  // Multiplies all rows with frames of the same depth.  `work` gets every piece while the unit is busy with the next
+  // ones: pairs of vectors one after the other, rows in order.  It completes the sums of a piece before it uses them.
   template <class Work>
   void multiply(const Frames& frames, const Work& work) {
     if (count_ == 0) return;
