@@ -48,7 +48,7 @@ class UnitTiles : BlockRows<float, Storage> {
   }
 
   static bool takes(const GatedConv& call) {
-    return call.strategy != Strategy::frames && call.frames >= kLeastUnitFrames;
+    return call.strategy != Strategy::frames && pays_for_unit(call.batch, call.frames);
   }
 
   int64_t bytes() const { return bytes_; }

@@ -19,8 +19,8 @@ namespace dyncp::DYNCP_ISA {
 template <class T>
 constexpr bool kHasMatrixUnit = false;
 
-// Fewer frames than this are not worth splitting weights for.
-constexpr int64_t kLeastUnitFrames = 16;
+// Whether a call has so many frames that splitting its weights pays, and fills tiles with them.
+constexpr bool pays_for_unit(int64_t batch, int64_t frames) { return frames >= 16 && batch * frames >= 48; }
 
 // The pieces of which a value is the sum.
 template <class Storage>

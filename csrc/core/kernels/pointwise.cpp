@@ -212,7 +212,7 @@ auto with_tiles(const Pointwise& call, void* y, void* scratch, Run run) {
     using T = typename ComputeOf<Storage>::type;
     const Arena arena{static_cast<char*>(scratch)};
     if constexpr (kHasMatrixUnit<T>) {
-      if (call.frames >= kLeastUnitFrames) {
+      if (pays_for_unit(call.batch, call.frames)) {
         UnitTiles<Storage> tiles(call, y, arena);
         return run(tiles);
       }
