@@ -18,6 +18,7 @@
 #include "core/isa.h"
 #include "core/stream_engine.h"
 #include "core/stream_model.h"
+#include "self_test.h"
 
 namespace {
 
@@ -28,14 +29,6 @@ using dyncp::Geometry;
 using dyncp::PackedHeader;
 using dyncp::Precision;
 using dyncp::StreamPooling;
-using Row = std::vector<double>;
-
-int failures = 0;
-
-void expect(bool holds, const std::string& what, double value) {
-  std::printf("%s %s (%g)\n", holds ? "ok  " : "FAIL", what.c_str(), value);
-  failures += !holds;
-}
 
 struct Block {
   int dilation;
@@ -76,15 +69,6 @@ struct Network {
 
   int gates() const { return g.channels * g.gates_out + g.hidden * g.gates_hidden; }
 };
-
-std::mt19937 generator(7);
-
-std::vector<float> normal(size_t count, double deviation, double mean = 0) {
-  std::normal_distribution<float> draw(static_cast<float>(mean), static_cast<float>(deviation));
-  std::vector<float> values(count);
-  for (float& v : values) v = draw(generator);
-  return values;
-}
 
 Network random_network(int channels, int hidden, int taps, const std::vector<int>& dilations, int site, GateKind kind,
                        StreamPooling pooling, bool has_prelu, int n_fft = 64) {
@@ -266,8 +250,7 @@ void check_network(const Network& n, Precision precision, float crossover, doubl
     dyncp::step_frames(*engine.model, engine.state.get(), features.data(), 1, 0.1f, mask.data(), used.data());
     const Row wanted = naive.step(features.data(), 0.1f, used.data(), disagreements);
     for (int i = 0; i < bins; ++i) {
-      const double off = std::fabs(wanted[i] - mask[i]);
-      worst = off <= worst ? worst : off;
+      note(worst, std::fabs(wanted[i] - mask[i]));
     }
   }
   expect(worst <= tolerance, what, worst);
@@ -288,7 +271,7 @@ void check_transform(int n_fft, int hop) {
   dyncp::enhance_hops(*engine.model, engine.state.get(), samples.data(), 20, 0, enhanced.data(), nullptr);
   double worst = 0;
   for (size_t i = n_fft - hop; i < samples.size(); ++i) {
-    worst = std::max<double>(worst, std::fabs(enhanced[i] - samples[i - (n_fft - hop)]));
+    note(worst, std::fabs(enhanced[i] - samples[i - (n_fft - hop)]));
   }
   expect(worst < 2e-6, "samples survive a transform of " + std::to_string(n_fft) + " by " + std::to_string(hop), worst);
   // The features of the last frame against the transform as a plain sum; in bins next to nothing, the rounding of the
@@ -304,7 +287,7 @@ void check_transform(int n_fft, int hop) {
       sum += window * samples[samples.size() - n_fft + i] * std::polar(1.0, -2 * M_PI * i * k / n_fft);
     }
     const double wanted = std::pow(std::abs(sum) + 1e-9, 0.3);
-    worst = std::max(worst, std::fabs(features[k] - wanted) / wanted);
+    note(worst, std::fabs(features[k] - wanted) / wanted);
   }
   expect(worst < 2e-4, "features of a transform of " + std::to_string(n_fft), worst);
 }
