@@ -29,9 +29,10 @@ bool isa_built(Isa isa) {
   }
 }
 
+#if defined(__x86_64__)
 // The tile registers: of the processor, and with the leave of the system, which Linux gives a process that asks.
 bool may_use_tiles() {
-#if defined(__linux__) && defined(__x86_64__)
+#if defined(__linux__)
   unsigned a, b, c, d;
   constexpr unsigned kVbmi = 1u << 1, kBfloat16 = 1u << 22, kTiles = 1u << 24;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
@@ -42,6 +43,7 @@ bool may_use_tiles() {
   return false;
 #endif
 }
+#endif
 
 bool processor_has(Isa isa) {
 #if defined(__x86_64__)

@@ -85,7 +85,7 @@ Parsed parse_config(const Json& json) {
     const bool is_constant = config.choice("gate_per", {"frame", "static"}) == 1;
     g.gate_kind = is_constant ? GateKind::constant : GateKind::pooled;
     if (!is_constant) {
-      g.pooling = static_cast<Pooling>(config.choice("gate_pooling", {"average", "exponential", "window"}));
+      g.pooling = static_cast<StreamPooling>(config.choice("gate_pooling", {"average", "exponential", "window"}));
       g.window = config.count("gate_window");
       g.gate_width = config.count("gate_hidden");
     }

@@ -34,7 +34,8 @@ constexpr int kTileFrames = 8;
 
 enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3, int24 = 4 };
 enum class GateKind : int32_t { none = 0, pooled = 1, constant = 2 };
-enum class Pooling : int32_t { average = 0, exponential = 1, window = 2 };
+// What needs no frames to come; Pooling in channel_gate.h has further kinds.
+enum class StreamPooling : int32_t { average = 0, exponential = 1, window = 2 };
 
 // Of gate networks, whatever the other weights are: scores as exact as float32 gives them.
 constexpr Precision kGatePrecision = Precision::float32;
@@ -63,7 +64,7 @@ struct Geometry {
   int32_t gates_hidden, gates_out;  // booleans
   GateKind gate_kind;
   int32_t gate_width;
-  Pooling pooling;
+  StreamPooling pooling;
   int32_t window;
   int32_t n_fft, hop, sample_rate;
   float compression;

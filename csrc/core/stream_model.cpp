@@ -255,7 +255,7 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
 
     b.history = state.floats(int64_t{h.hidden_padded} * b.history_rows);
     if (g.gate_kind == GateKind::pooled) {
-      b.pool = state.floats(int64_t{h.channels_padded} * (g.pooling == Pooling::window ? g.window : 1));
+      b.pool = state.floats(int64_t{h.channels_padded} * (g.pooling == StreamPooling::window ? g.window : 1));
     }
     b.bits = state.take(h.gates_padded / kPad * 2);
     b.hidden_list = state.floats(h.hidden_padded + kPad);

@@ -18,6 +18,7 @@
 #include "core/isa.h"
 #include "core/stream_engine.h"
 #include "core/stream_model.h"
+#include "self_test.h"
 
 namespace {
 
@@ -26,16 +27,8 @@ using dyncp::FoldedView;
 using dyncp::GateKind;
 using dyncp::Geometry;
 using dyncp::PackedHeader;
-using dyncp::Pooling;
 using dyncp::Precision;
-using Row = std::vector<double>;
-
-int failures = 0;
-
-void expect(bool holds, const std::string& what, double value) {
-  std::printf("%s %s (%g)\n", holds ? "ok  " : "FAIL", what.c_str(), value);
-  failures += !holds;
-}
+using dyncp::StreamPooling;
 
 struct Block {
   int dilation;
@@ -77,17 +70,8 @@ struct Network {
   int gates() const { return g.channels * g.gates_out + g.hidden * g.gates_hidden; }
 };
 
-std::mt19937 generator(7);
-
-std::vector<float> normal(size_t count, double deviation, double mean = 0) {
-  std::normal_distribution<float> draw(static_cast<float>(mean), static_cast<float>(deviation));
-  std::vector<float> values(count);
-  for (float& v : values) v = draw(generator);
-  return values;
-}
-
 Network random_network(int channels, int hidden, int taps, const std::vector<int>& dilations, int site, GateKind kind,
-                       Pooling pooling, bool has_prelu, int n_fft = 64) {
+                       StreamPooling pooling, bool has_prelu, int n_fft = 64) {
   Network n;
   Geometry& g = n.g;
   g.bins = n_fft / 2 + 1;
@@ -174,7 +158,7 @@ class Naive {
     std::vector<Row>& seen = pools_[block];
     seen.push_back(x);
     Row pooled(x.size(), 0.0);
-    if (n_.g.pooling == Pooling::exponential) {
+    if (n_.g.pooling == StreamPooling::exponential) {
       const double rate = 2.0 / (n_.g.window + 1);
       if (seen.size() > 1) {
         for (size_t c = 0; c < x.size(); ++c) seen[1][c] = seen[0][c] + rate * (x[c] - seen[0][c]);
@@ -182,7 +166,7 @@ class Naive {
       }
       return seen[0];
     }
-    const size_t window = n_.g.pooling == Pooling::window ? n_.g.window : seen.size();
+    const size_t window = n_.g.pooling == StreamPooling::window ? n_.g.window : seen.size();
     const size_t count = std::min(window, seen.size());
     for (size_t t = seen.size() - count; t < seen.size(); ++t) {
       for (size_t c = 0; c < x.size(); ++c) pooled[c] += seen[t][c] / static_cast<double>(count);
@@ -266,8 +250,7 @@ void check_network(const Network& n, Precision precision, float crossover, doubl
     dyncp::step_frames(*engine.model, engine.state.get(), features.data(), 1, 0.1f, mask.data(), used.data());
     const Row wanted = naive.step(features.data(), 0.1f, used.data(), disagreements);
     for (int i = 0; i < bins; ++i) {
-      const double off = std::fabs(wanted[i] - mask[i]);
-      worst = off <= worst ? worst : off;
+      note(worst, std::fabs(wanted[i] - mask[i]));
     }
   }
   expect(worst <= tolerance, what, worst);
@@ -278,7 +261,7 @@ void check_network(const Network& n, Precision precision, float crossover, doubl
 
 // Samples through a network whose mask is nearly one come back delayed by n_fft - hop.
 void check_transform(int n_fft, int hop) {
-  Network n = random_network(16, 16, 1, {1}, 0, GateKind::none, Pooling::average, false, n_fft);
+  Network n = random_network(16, 16, 1, {1}, 0, GateKind::none, StreamPooling::average, false, n_fft);
   n.g.hop = hop;
   std::fill(n.back.begin(), n.back.end(), 0.0f);
   std::fill(n.back_bias.begin(), n.back_bias.end(), 80.0f);
@@ -288,7 +271,7 @@ void check_transform(int n_fft, int hop) {
   dyncp::enhance_hops(*engine.model, engine.state.get(), samples.data(), 20, 0, enhanced.data(), nullptr);
   double worst = 0;
   for (size_t i = n_fft - hop; i < samples.size(); ++i) {
-    worst = std::max<double>(worst, std::fabs(enhanced[i] - samples[i - (n_fft - hop)]));
+    note(worst, std::fabs(enhanced[i] - samples[i - (n_fft - hop)]));
   }
   expect(worst < 2e-6, "samples survive a transform of " + std::to_string(n_fft) + " by " + std::to_string(hop), worst);
   // The features of the last frame against the transform as a plain sum; in bins next to nothing, the rounding of the
@@ -304,14 +287,14 @@ void check_transform(int n_fft, int hop) {
       sum += window * samples[samples.size() - n_fft + i] * std::polar(1.0, -2 * M_PI * i * k / n_fft);
     }
     const double wanted = std::pow(std::abs(sum) + 1e-9, 0.3);
-    worst = std::max(worst, std::fabs(features[k] - wanted) / wanted);
+    note(worst, std::fabs(features[k] - wanted) / wanted);
   }
   expect(worst < 2e-4, "features of a transform of " + std::to_string(n_fft), worst);
 }
 
 // Rows of pruned channels lie on pages of their own, and those pages are made unreadable.
 void check_unread(int site, Precision precision) {
-  const Network n = random_network(32, 48, 3, {1, 2}, site, GateKind::constant, Pooling::average, true);
+  const Network n = random_network(32, 48, 3, {1, 2}, site, GateKind::constant, StreamPooling::average, true);
   const int64_t page = sysconf(_SC_PAGESIZE);
   const FoldedView view = n.view();
   const int64_t bytes = dyncp::packed_bytes(view, precision, page);
@@ -358,7 +341,7 @@ void check_all(const std::string& isa, bool is_short) {
     int channels, hidden, taps;
     std::vector<int> dilations;
   } shapes[] = {{32, 64, 3, {1, 2, 4}}, {19, 37, 2, {1, 3}}, {130, 50, 1, {1}}, {7, 200, 5, {2, 1}}};
-  const Pooling poolings[] = {Pooling::average, Pooling::exponential, Pooling::window};
+  const StreamPooling poolings[] = {StreamPooling::average, StreamPooling::exponential, StreamPooling::window};
   int variant = 0;
   for (const auto& shape : shapes) {
     for (int site = 0; site < 4; ++site) {

@@ -123,9 +123,21 @@ struct ItemGate {
 
   Openness over(int64_t channel, int64_t begin, int64_t end) const {
     if (!exists()) return Openness::all;
+    if (words != nullptr) return over_words(channel, begin, end);
     const int64_t at = channel * channel_stride + begin * frame_stride;
     const int64_t count = is_constant() ? 1 : end - begin;
     return bools != nullptr ? openness(bools + at, count) : openness(values + at, count);
+  }
+
+  Openness over_words(int64_t channel, int64_t begin, int64_t end) const {
+    bool any = false, all = true;
+    for (int64_t t = begin; t < end; t += GateWords::kFrames) {
+      const int64_t last = t + GateWords::kFrames < end ? t + GateWords::kFrames : end;
+      const uint64_t open = bits(channel, t, last);
+      any |= open != 0;
+      all &= open == lowest_bits(last - t);
+    }
+    return !any ? Openness::none : all ? Openness::all : Openness::some;
   }
 
   // Bit t says whether the channel is open at frame begin + t; at most 64 frames.

@@ -142,7 +142,7 @@ DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state,
   float* memory = at<float>(state, b.pool);
   const int length = h.channels_padded, window = h.geometry.window;
   switch (h.geometry.pooling) {
-    case Pooling::average: {
+    case StreamPooling::average: {
       const float count = static_cast<float>(frames + 1);
       for (int i = 0; i < length; i += kWidth) {
         const Floats sum = load(memory + i) + load(x + i);
@@ -151,7 +151,7 @@ DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state,
       }
       return;
     }
-    case Pooling::exponential: {
+    case StreamPooling::exponential: {
       const float rate = static_cast<float>(2.0 / (window + 1));
       for (int i = 0; i < length; i += kWidth) {
         const Floats now = load(x + i), before = frames == 0 ? now : load(memory + i);
@@ -163,7 +163,7 @@ DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state,
       }
       return;
     }
-    case Pooling::window: {
+    case StreamPooling::window: {
       const float count = static_cast<float>(frames + 1 < window ? frames + 1 : window);
       float* slot = memory + frames % window * length;
       for (int i = 0; i < length; i += kWidth) {
