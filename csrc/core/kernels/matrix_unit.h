@@ -277,7 +277,7 @@ class BesideUnit {
 template <int kRowTiles, int kFrameTiles, int kRowPieces, int kFramePieces, class Beside>
 DYNCP_INLINE void multiply_units(const uint16_t* rows, int64_t row_tile, const uint16_t* frames, int64_t steps,
                                  float* sums, int64_t rows_of_tile, Beside& beside) {
-  constexpr PieceProducts<kRowPieces, kFramePieces> products;
+  static constexpr PieceProducts<kRowPieces, kFramePieces> products;
   constexpr int64_t kStride = kSumsStride * sizeof(float);
   _tile_zero(0);
   if (kFrameTiles == 2) _tile_zero(1);
@@ -286,8 +286,7 @@ DYNCP_INLINE void multiply_units(const uint16_t* rows, int64_t row_tile, const u
   for (int64_t step = 0; step < steps; ++step) {
     const uint16_t* w = rows + step * kRowPieces * kUnitElements;
     const uint16_t* x = frames + step * kFramePieces * 2 * kUnitElements;
-#pragma GCC unroll 6
-    for (int p = 0; p < products.count; ++p) {
+    const auto multiply = [&](int p) __attribute__((always_inline)) {
       const int i = products.row[p], j = products.frame[p];
       if (p == 0 || i != products.row[p - 1]) {
         _tile_loadd(4, w + i * kUnitElements, 64);
@@ -298,6 +297,14 @@ DYNCP_INLINE void multiply_units(const uint16_t* rows, int64_t row_tile, const u
         if (kFrameTiles == 2) _tile_loadd(7, x + (j * 2 + 1) * kUnitElements, 64);
       }
       beside.template product<kRowTiles, kFrameTiles>();
+    };
+    // The work beside is long, so only what runs most is unrolled.
+    if (kRowTiles == 2 && kFrameTiles == 2) {
+#pragma GCC unroll 6
+      for (int p = 0; p < products.count; ++p) multiply(p);
+    } else {
+#pragma GCC unroll 1
+      for (int p = 0; p < products.count; ++p) multiply(p);
     }
   }
   float* second = sums + rows_of_tile * kSumsStride;
