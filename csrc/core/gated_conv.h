@@ -57,7 +57,8 @@ struct GateWords {
 
 // Activations between the layers of a network may be stored in tiles of frames, [tile][channel][frame of the tile], so
 // that what a tile reads lies in one piece: then a tile stride is given, from the first frame of one tile to that of
-// the next.  Without one the frames of a row are contiguous.  Only causal blocks read tiles.
+// the next, and the last tile has room behind the last frame, which may be written.  Without a tile stride the frames
+// of a row are contiguous.  Only causal blocks read tiles.
 struct GatedConv {
   DType dtype = DType::float32;
   int64_t batch = 0;

@@ -181,6 +181,10 @@ struct Rows {
       note(worst, std::fabs(y.get(place) - wanted[i]) / std::max(1.0, std::fabs(wanted[i])));
       rest.set(place, kUntouched);
     }
+    // A tile has room behind its last frame, which may be written.
+    for (int64_t row = 0; layout == Layout::tiles && row < kBatch * channels; ++row) {
+      for (int64_t t = frames; t % tile != 0; ++t) rest.set(at(row / channels, row % channels, t), kUntouched);
+    }
     for (int64_t i = 0; i < rest.count; ++i) {
       if (rest.get(i) != kUntouched) note(worst, INFINITY);
     }

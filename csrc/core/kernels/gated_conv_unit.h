@@ -334,17 +334,16 @@ class UnitTiles : BlockRows<float, Storage> {
       packing_.start(x_at(0, next.fresh), call_.x_channel_stride, call_.channels, next.fresh_frames(),
                      (out_.count() + 1) / 2 * z_split_.vectors, x_split_);
     }
-    product_out_.multiply(z_split_, Output(*this, begin, frames, packs_next));
+    product_out_.multiply(z_split_, WriteAndPack(Output(*this, begin, frames), packing_, packs_next));
     is_packed_ = packs_next;
   }
 
   // From sums to y.
   class Output {
    public:
-    Output(UnitTiles& tiles, int64_t begin, int64_t frames, bool packs)
+    Output(UnitTiles& tiles, int64_t begin, int64_t frames)
         : tiles_(&tiles),
           product_(&tiles.product_out_),
-          packing_(tiles.packing_),
           rows_(tiles.out_.channels()),
           open_(tiles.out_open_),
           bias_(tiles.or_zeros(tiles.call_.b_out)),
@@ -354,24 +353,10 @@ class UnitTiles : BlockRows<float, Storage> {
           y_stride_(tiles.y_at(1, begin) - y_),
           begin_(begin),
           frames_(frames),
-          packs_(packs),
           is_plain_(tiles.call_.out_gate.form != GateForm::values),
           // Tiles have room behind the last frame.
           whole_frames_(tiles.call_.y_tile_stride > 0 && tiles.call_.x_tile_stride > 0 ? kTile : frames) {}
 
-    DYNCP_INLINE void first(UnitPiece piece) { complete(piece, 2); }
-    DYNCP_INLINE void second(UnitPiece piece) { write(piece, 0); }
-    DYNCP_INLINE void third(UnitPiece piece) { write(piece, 1); }
-    DYNCP_INLINE void fourth(UnitPiece) {
-      if (packs_) packing_.step();
-    }
-    DYNCP_INLINE void single(UnitPiece piece) {
-      complete(piece, 1);
-      write(piece, 0);
-      if (packs_) packing_.step();
-    }
-
-   private:
     DYNCP_INLINE void complete(UnitPiece piece, int count) const {
       product_->complete(piece, count, [tiles = tiles_, frames = frames_](int64_t row, int v, float* sums) {
         tiles->repair(row, v, frames, sums);
@@ -390,16 +375,16 @@ class UnitTiles : BlockRows<float, Storage> {
       store(y_ + row * y_stride_ + t, x_ == nullptr ? sum : load(x_ + row * x_stride_ + t) + sum);
     }
 
+   private:
     UnitTiles* tiles_;
     const ProductOut* product_;
-    UnitPacking<Storage, kPieces> packing_;
     const int32_t* rows_;
     const uint64_t* open_;
     const float* bias_;
     const Storage* x_;
     Storage* y_;
     int64_t x_stride_, y_stride_, begin_, frames_;
-    bool packs_, is_plain_;
+    bool is_plain_;
     int64_t whole_frames_;
   };
 

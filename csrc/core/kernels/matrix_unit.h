@@ -453,6 +453,33 @@ class UnitPacking {
   typename UnitFrames<kPieces>::Writer writer_;
 };
 
+// Work that completes pieces, writes their rows, and packs a part of the next tile, if there is one.  `Rows` has
+// complete(piece, rows) and write(piece, row of the piece).
+template <class Rows, class Packing>
+class WriteAndPack {
+ public:
+  WriteAndPack(const Rows& rows, const Packing& packing, bool packs) : rows_(rows), packing_(packing), packs_(packs) {}
+
+  DYNCP_INLINE void first(UnitPiece piece) { rows_.complete(piece, 2); }
+  DYNCP_INLINE void second(UnitPiece piece) { rows_.write(piece, 0); }
+  DYNCP_INLINE void third(UnitPiece piece) { rows_.write(piece, 1); }
+  DYNCP_INLINE void fourth(UnitPiece) { pack(); }
+  DYNCP_INLINE void single(UnitPiece piece) {
+    rows_.complete(piece, 1);
+    rows_.write(piece, 0);
+    pack();
+  }
+
+ private:
+  DYNCP_INLINE void pack() {
+    if (packs_) packing_.step();
+  }
+
+  Rows rows_;
+  Packing packing_;
+  bool packs_;
+};
+
 // Some rows of a weight matrix, at all or some columns, times tiles of frames.  Rows are multiplied in blocks.  A sum
 // depends on its row, its frame and the columns only.
 template <int kRowPieces, int kFramePieces>

@@ -149,7 +149,7 @@ class UnitTiles : Rows<float, Storage> {
       const Split& split = splits_[index % 2];
       const int64_t steps = (call_.out_channels + 1) / 2 * split.vectors;
       if (has_next) start_packing(place_of(index + 1), steps, splits_[(index + 1) % 2]);
-      product_.multiply(split, Output(*this, place, has_next));
+      product_.multiply(split, WriteAndPack(Output(*this, place), packing_, has_next));
     }
     Product::release();
   }
@@ -162,22 +162,8 @@ class UnitTiles : Rows<float, Storage> {
   // From sums to y.
   class Output {
    public:
-    Output(const UnitTiles& tiles, const Place& place, bool packs)
-        : tiles_(&tiles), packing_(tiles.packing_), place_(place), packs_(packs) {}
+    Output(const UnitTiles& tiles, const Place& place) : tiles_(&tiles), place_(place) {}
 
-    DYNCP_INLINE void first(UnitPiece piece) { complete(piece, 2); }
-    DYNCP_INLINE void second(UnitPiece piece) { write(piece, 0); }
-    DYNCP_INLINE void third(UnitPiece piece) { write(piece, 1); }
-    DYNCP_INLINE void fourth(UnitPiece) {
-      if (packs_) packing_.step();
-    }
-    DYNCP_INLINE void single(UnitPiece piece) {
-      complete(piece, 1);
-      write(piece, 0);
-      if (packs_) packing_.step();
-    }
-
-   private:
     DYNCP_INLINE void complete(UnitPiece piece, int count) const {
       tiles_->product_.complete(piece, count, [](int64_t, int, float*) {});
     }
@@ -186,10 +172,9 @@ class UnitTiles : Rows<float, Storage> {
       tiles_->write(piece.sums + r * kSumsStride, piece.row + r, place_, t, left < kUnitFrames ? left : kUnitFrames);
     }
 
+   private:
     const UnitTiles* tiles_;
-    UnitPacking<Storage, kPieces> packing_;
     Place place_;
-    bool packs_;
   };
 
   void start_packing(const Place& place, int64_t steps, Split& split) {
