@@ -17,7 +17,7 @@ uint64_t bytes_of_bits(uint64_t bits) {
 }
 
 void unpack(const ChannelGate& call, const uint64_t* words, uint8_t* open) {
-  const GateWords layout{call.gates, call.gate_frames()};
+  const GateWords layout = call.words();
   for (int64_t item = 0; item < call.batch; ++item) {
     for (int64_t gate = 0; gate < call.gates; ++gate) {
       const uint64_t* word = words + item * layout.of_item() + gate;
@@ -33,8 +33,7 @@ void unpack(const ChannelGate& call, const uint64_t* words, uint8_t* open) {
 }  // namespace
 
 void channel_gate(const ChannelGate& call, uint8_t* open, ParallelFor parallel_for) {
-  const GateWords layout{call.gates, call.gate_frames()};
-  const Scratch words(call.batch * layout.of_item() * static_cast<int64_t>(sizeof(uint64_t)));
+  const Scratch words(call.batch * call.words().of_item() * static_cast<int64_t>(sizeof(uint64_t)));
   channel_gate(call, static_cast<uint64_t*>(words.data()), parallel_for);
   unpack(call, static_cast<const uint64_t*>(words.data()), open);
 }
@@ -74,7 +73,7 @@ void channel_gate(const ChannelGate& call, uint64_t* open, ParallelFor parallel_
     const Scratch scratch(c.kernels.scratch_bytes(c.call));
     c.kernels.pool(c.call, c.workspace, begin, end, scratch.data());
   });
-  phase(call.batch * GateWords{call.gates, call.gate_frames()}.of_row(), GateWords::kFrames * call.width * call.gates,
+  phase(call.batch * call.words().of_row(), GateWords::kFrames * call.width * call.gates,
         [](void* pointer, int64_t begin, int64_t end) {
           const Context& c = *static_cast<Context*>(pointer);
           const Scratch scratch(c.kernels.scratch_bytes(c.call));

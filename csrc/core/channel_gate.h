@@ -32,13 +32,14 @@ struct ChannelGate {
 
   // Pooling over all frames decides once for all of them.
   int64_t gate_frames() const { return pooling == Pooling::global ? 1 : frames; }
+  GateWords words() const { return {gates, gate_frames()}; }
 };
 
 // open: bytes of 0 or 1, (batch, gates, gate_frames()), contiguous.  The result does not depend on how parallel_for
 // partitions the work.
 void channel_gate(const ChannelGate& call, uint8_t* open, ParallelFor parallel_for);
 
-// The same as GateWords of call.gates channels and call.gate_frames() frames.
+// The same in the layout of call.words().
 void channel_gate(const ChannelGate& call, uint64_t* words, ParallelFor parallel_for);
 
 }  // namespace dyncp

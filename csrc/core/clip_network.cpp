@@ -24,6 +24,22 @@ struct Layout {
       batch_stride = network.channels * channel_stride;
     }
   }
+
+  // That a layer reads or writes such activations.
+  template <class Call>
+  void read_by(Call& call, const float* x) const {
+    call.x = x;
+    call.x_batch_stride = batch_stride;
+    call.x_channel_stride = channel_stride;
+    call.x_tile_stride = tile_stride;
+  }
+  template <class Call>
+  void written_by(Call& call) const {
+    call.y_batch_stride = batch_stride;
+    call.y_channel_stride = channel_stride;
+    call.y_tile_stride = tile_stride;
+  }
+
   int64_t batch_stride, channel_stride, tile_stride;
 };
 
@@ -44,10 +60,7 @@ void decide(const ClipNetwork& network, const ClipBlock& block, const ClipCall& 
   gate.pooling = network.pooling;
   gate.window = network.window;
   gate.shift = call.shift;
-  gate.x = x;
-  gate.x_batch_stride = layout.batch_stride;
-  gate.x_channel_stride = layout.channel_stride;
-  gate.x_tile_stride = layout.tile_stride;
+  layout.read_by(gate, x);
   gate.w_reduce = block.w_reduce;
   gate.b_reduce = block.b_reduce;
   gate.w_expand = block.w_expand;
@@ -74,9 +87,7 @@ void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor par
   front.x = call.features;
   front.x_batch_stride = network.bins * call.frames;
   front.x_channel_stride = call.frames;
-  front.y_batch_stride = layout.batch_stride;
-  front.y_channel_stride = layout.channel_stride;
-  front.y_tile_stride = layout.tile_stride;
+  layout.written_by(front);
   front.w = network.front_weight;
   front.w_row_stride = network.bins;
   front.b = network.front_bias;
@@ -97,10 +108,8 @@ void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor par
     block.taps = network.taps;
     block.dilation = source.dilation;
     block.causal = network.causal;
-    block.x = x;
-    block.x_batch_stride = block.y_batch_stride = layout.batch_stride;
-    block.x_channel_stride = block.y_channel_stride = layout.channel_stride;
-    block.x_tile_stride = block.y_tile_stride = layout.tile_stride;
+    layout.read_by(block, x);
+    layout.written_by(block);
     if (network.out_gates > 0) block.out_gate = words.gate(gates, 0);
     if (network.hidden_gates > 0) block.hidden_gate = words.gate(gates, network.out_gates);
     block.w_in = source.w_in;
@@ -118,15 +127,13 @@ void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor par
     std::swap(x, y);
   }
 
-  Pointwise back = front;
+  Pointwise back;
+  back.batch = call.batch;
   back.channels = network.channels;
   back.out_channels = network.bins;
+  back.frames = call.frames;
   back.activation = Activation::sigmoid;
-  back.x = x;
-  back.x_batch_stride = layout.batch_stride;
-  back.x_channel_stride = layout.channel_stride;
-  back.x_tile_stride = layout.tile_stride;
-  back.y_batch_stride = back.y_channel_stride = back.y_tile_stride = 0;
+  layout.read_by(back, x);
   back.w = network.back_weight;
   back.w_row_stride = network.channels;
   back.b = network.back_bias;

@@ -255,8 +255,10 @@ DYNCP_INLINE T sum_of_lanes(Vec<T> v) {
   return lanes[0];
 }
 
+// Words as wide as the lanes of a vector of floats.
+using Words = VectorOf<uint32_t, kLanes<float>>::type;
+
 #if defined(__AVX512F__)
-using Words = VectorOf<uint32_t, 16>::type;
 
 // A delay by `count` <= 16 frames: lane i of the result is lane i - count of `now`, or the lane of `before` that comes
 // before it.

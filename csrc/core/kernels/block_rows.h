@@ -5,6 +5,7 @@
 #include "core/kernels/pack.h"
 #include "core/kernels/product.h"
 #include "core/kernels/storage.h"
+#include "core/kernels/tile_rows.h"
 #include "core/simd.h"
 
 namespace dyncp::DYNCP_ISA {
@@ -39,15 +40,12 @@ DYNCP_INLINE Vec<float> rectified(Vec<float> v, Vec<float> slope, __mmask16 open
 template <class T, class Storage>
 class BlockRows {
  protected:
-  BlockRows(const GatedConv& call, void* y, Arena& arena) : call_(call), y_(static_cast<Storage*>(y)) {
+  BlockRows(const GatedConv& call, void* y, Arena& arena)
+      : call_(call), x_(input_rows<Storage>(call)), y_(output_rows<Storage>(call, y)) {
     past_ = padded<T>(call.reach());
     row_width_ = past_ + kTile;
     hidden_varies_ = call.hidden_gate.data != nullptr && call.hidden_gate.frame_stride != 0;
     out_varies_ = call.out_gate.data != nullptr && call.out_gate.frame_stride != 0;
-    x_tile_stride_ = call.x_tile_stride == 0 ? kTile : call.x_tile_stride;
-    y_channel_stride_ = call.y_channel_stride == 0 ? call.frames : call.y_channel_stride;
-    y_batch_stride_ = call.y_batch_stride == 0 ? call.out_channels * y_channel_stride_ : call.y_batch_stride;
-    y_tile_stride_ = call.y_tile_stride == 0 ? kTile : call.y_tile_stride;
 #if defined(__AVX512F__)
     convolves_in_registers_ = sizeof(T) == 4 && call.w_in != nullptr && call.taps == 3 && call.causal &&
                               past_ == kLanes<T> && call.hidden_gate.form != GateForm::values &&
@@ -75,13 +73,33 @@ class BlockRows {
   ItemGate<T, Storage> hidden_gate() const { return {call_.hidden_gate, item_}; }
   ItemGate<T, Storage> out_gate() const { return {call_.out_gate, item_}; }
 
-  // A row from one frame on, to the end of its tile.
-  const Storage* x_at(int64_t channel, int64_t frame) const {
-    return static_cast<const Storage*>(call_.x) + item_ * call_.x_batch_stride + frame / kTile * x_tile_stride_ +
-           channel * call_.x_channel_stride + frame % kTile;
+  const Storage* x_at(int64_t channel, int64_t frame) const { return x_.at(item_, channel, frame); }
+  Storage* y_at(int64_t row, int64_t frame) const { return y_.at(item_, row, frame); }
+
+  // Goes through tiles [begin, end), numbered over (batch, time): calls start(first frame) for those without a
+  // predecessor in this range, and then tile(index, first frame, frame behind the last) for each.
+  template <class Start, class Tile>
+  DYNCP_INLINE void for_each_tile(int64_t begin, int64_t end, Start start, Tile tile) {
+    const int64_t tiles = (call_.frames + kTile - 1) / kTile;
+    for (int64_t index = begin; index < end; ++index) {
+      item_ = index / tiles;
+      const int64_t first = index % tiles * kTile;
+      if (index == begin || first == 0) start(first);
+      tile(index, first, first + kTile < call_.frames ? first + kTile : call_.frames);
+    }
   }
-  Storage* y_at(int64_t row, int64_t frame) const {
-    return y_ + item_ * y_batch_stride_ + frame / kTile * y_tile_stride_ + row * y_channel_stride_ + frame % kTile;
+
+  // Calls fill(window, begin, count) for the tiles before frame `first`: they give u at frames [begin, begin + count)
+  // of what the tile there remembers, [first - left, first + right).
+  template <class Fill>
+  DYNCP_INLINE void for_each_past_window(int64_t first, Fill fill) {
+    const int64_t origin = first - call_.left();
+    const int64_t back = (call_.reach() + kTile - 1) / kTile * kTile;
+    for (int64_t before = first - back; before < first; before += kTile) {
+      const Window window = window_at(before);
+      const int64_t begin = window.fresh < origin ? origin : window.fresh;
+      if (begin < window.fresh_end) fill(window, begin, window.fresh_end - begin);
+    }
   }
 
   // u of one channel at the new frames, from the product or from x; zero behind.
@@ -268,18 +286,14 @@ class BlockRows {
   }
 
   const GatedConv& call_;
+  const TileRows<const Storage> x_;
+  const TileRows<Storage> y_;
   int64_t item_ = 0;
   bool hidden_varies_;  // in time
   bool out_varies_;
   int64_t past_;  // frames of history in front of a row of u: whole vectors, right-aligned
   int64_t row_width_;
   bool convolves_in_registers_ = false;
-
- private:
-  Storage* y_;
-  int64_t x_tile_stride_, y_batch_stride_, y_channel_stride_, y_tile_stride_;
-
- protected:
   T* history_;          // [hidden][past_]: u at the frames before the new ones
   uint8_t* remembers_;  // per hidden channel: whether history_ holds anything but zeros
 };

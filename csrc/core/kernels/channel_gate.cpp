@@ -6,9 +6,11 @@
 
 #include <type_traits>
 
+#include "core/kernels/gates.h"
 #include "core/kernels/pack.h"
 #include "core/kernels/product.h"
 #include "core/kernels/storage.h"
+#include "core/kernels/tile_rows.h"
 #include "core/simd.h"
 
 namespace dyncp::DYNCP_ISA {
@@ -37,8 +39,7 @@ class Network {
     const int64_t item = index / tiles;
     const int64_t begin = index % tiles * kTile;
     const int64_t frames = call_.frames - begin < kTile ? call_.frames - begin : kTile;
-    const int64_t place = call_.x_tile_stride == 0 ? begin : begin / kTile * call_.x_tile_stride;
-    const Storage* x = static_cast<const Storage*>(call_.x) + item * call_.x_batch_stride + place;
+    const Storage* x = input_rows<Storage>(call_).at(item, 0, begin);
     const T* values = x_tile_;
     int64_t stride = kTile;
     if (std::is_same<T, Storage>::value && frames == kTile) {
@@ -66,13 +67,13 @@ class Network {
   }
 
   void decide(uint64_t* words, int64_t index) {
-    const int64_t gate_frames = call_.gate_frames(), of_row = (gate_frames + kFrames - 1) / kFrames;
+    const int64_t gate_frames = call_.gate_frames(), of_row = call_.words().of_row();
     const int64_t item = index / of_row, begin = index % of_row * kFrames;
     const int64_t frames = gate_frames - begin < kFrames ? gate_frames - begin : kFrames;
     // Whole words may be computed, whatever stands behind the last frame.
     const bool is_held = call_.width == kHeldWidth;
     const int vectors = is_held ? kFrames / kLanes<T> : whole_vectors<T>(frames);
-    const uint64_t existing = frames == kFrames ? ~uint64_t{0} : (uint64_t{1} << frames) - 1;
+    const uint64_t existing = lowest_bits(frames);
     for (int64_t k = 0; k < call_.width; ++k) {
       const T bias = call_.b_reduce == nullptr ? T(0) : weights(call_.b_reduce)[k];
       const T* pooled = row(item, k) + begin;

@@ -29,7 +29,7 @@ template <class T, class Storage>
 class Tiles : BlockRows<T, Storage> {
   using Rows = BlockRows<T, Storage>;
   using Rows::activate, Rows::call_, Rows::clear_history, Rows::convolve, Rows::convolves_in_registers_;
-  using Rows::depthwise, Rows::finish_u, Rows::forget;
+  using Rows::finish_u, Rows::for_each_past_window, Rows::for_each_tile, Rows::forget;
   using Rows::hidden_gate, Rows::hidden_varies_, Rows::item_, Rows::out_gate, Rows::out_varies_, Rows::past_;
   using Rows::remember, Rows::row_width_, Rows::skip, Rows::weights, Rows::window_at, Rows::write, Rows::x_at;
   using typename Rows::Window;
@@ -66,15 +66,11 @@ class Tiles : BlockRows<T, Storage> {
 
   void run(int64_t begin, int64_t end) {
     if (adds_columns_) __builtin_memset(has_column_, 0, call_.hidden);
-    const int64_t tiles = (call_.frames + kTile - 1) / kTile;
-    for (int64_t index = begin; index < end; ++index) {
-      item_ = index / tiles;
-      const int64_t first = index % tiles * kTile;
-      const bool continues = index > begin && first > 0;
-      if (!continues) start(first);
+    const auto run_tile = [&](int64_t index, int64_t first, int64_t last) {
       is_first_ = index == begin;
-      tile(first, first + kTile < call_.frames ? first + kTile : call_.frames);
-    }
+      tile(first, last);
+    };
+    for_each_tile(begin, end, [&](int64_t first) { start(first); }, run_tile);
   }
 
  private:
@@ -90,17 +86,12 @@ class Tiles : BlockRows<T, Storage> {
 
   const T* w_in_row(int64_t i) const { return weights(call_.w_in) + open_[i].channel * call_.w_in_row_stride; }
   const T* w_out_row(int64_t i) const { return weights(call_.w_out) + out_[i].channel * call_.w_out_row_stride; }
+
   // Fills the history of a tile that has no predecessor in this range: u at [first - left, first + right), in the way
   // that the tiles before it do.
   void start(int64_t first) {
     clear_history();
-    const int64_t origin = first - call_.left();
-    const int64_t back = (call_.reach() + kTile - 1) / kTile * kTile;
-    for (int64_t before = first - back; before < first; before += kTile) {
-      const Window window = window_at(before);
-      const int64_t begin = window.fresh < origin ? origin : window.fresh;
-      if (begin >= window.fresh_end) continue;
-      const int64_t count = window.fresh_end - begin;
+    for_each_past_window(first, [&](const Window& window, int64_t begin, int64_t count) {
       list_channels(window);
       for (int64_t i = 0; i < open_count_; ++i) open_[i].fresh >>= begin - window.fresh;
       pack_x(begin, count);
@@ -110,7 +101,7 @@ class Tiles : BlockRows<T, Storage> {
           remember(open_[i + r].channel, u_rows_ + r * row_width_ + past_, begin, count, first);
         }
       });
-    }
+    });
   }
 
   // Lists the open channels of a window in open_: first those that share products, then those that are computed for

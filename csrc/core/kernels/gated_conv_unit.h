@@ -20,9 +20,9 @@ static_assert(kTile == GateWords::kFrames, "the open frames of a tile are one wo
 template <class Storage>
 class UnitTiles : BlockRows<float, Storage> {
   using Rows = BlockRows<float, Storage>;
-  using Rows::call_, Rows::clear_history, Rows::convolve, Rows::convolves_in_registers_, Rows::finish_u, Rows::forget;
-  using Rows::hidden_gate;
-  using Rows::hidden_varies_, Rows::history_, Rows::item_, Rows::out_gate, Rows::out_varies_, Rows::past_;
+  using Rows::call_, Rows::clear_history, Rows::convolve, Rows::convolves_in_registers_, Rows::finish_u;
+  using Rows::for_each_past_window, Rows::for_each_tile, Rows::forget, Rows::hidden_gate, Rows::hidden_varies_;
+  using Rows::history_, Rows::item_, Rows::out_gate, Rows::out_varies_, Rows::past_;
   using Rows::remember, Rows::remembers_, Rows::row_width_, Rows::skip, Rows::weights, Rows::window_at, Rows::write;
   using Rows::x_at, Rows::y_at;
   using typename Rows::Window;
@@ -54,16 +54,12 @@ class UnitTiles : BlockRows<float, Storage> {
   int64_t bytes() const { return bytes_; }
 
   void run(int64_t begin, int64_t end) {
-    const int64_t tiles = (call_.frames + kTile - 1) / kTile;
     __builtin_memset(zeros_, 0, zeros() * sizeof(float));
-    for (int64_t index = begin; index < end; ++index) {
-      item_ = index / tiles;
-      const int64_t first = index % tiles * kTile;
-      const bool continues = index > begin && first > 0;
-      if (!continues) start(first);
-      has_next_ = index + 1 < end && first + kTile < call_.frames;
-      tile(first, first + kTile < call_.frames ? first + kTile : call_.frames);
-    }
+    const auto run_tile = [&](int64_t index, int64_t first, int64_t last) {
+      has_next_ = index + 1 < end && last < call_.frames;
+      tile(first, last);
+    };
+    for_each_tile(begin, end, [&](int64_t first) { start(first); }, run_tile);
     ProductIn::release();
   }
 
@@ -97,26 +93,20 @@ class UnitTiles : BlockRows<float, Storage> {
   void start(int64_t first) {
     clear_history();
     is_packed_ = false;
-    const int64_t origin = first - call_.left();
-    const int64_t back = (call_.reach() + kTile - 1) / kTile * kTile;
-    for (int64_t before = first - back; before < first; before += kTile) {
-      const Window window = window_at(before);
-      const int64_t begin = window.fresh < origin ? origin : window.fresh;
-      if (begin >= window.fresh_end) continue;
-      const int64_t count = window.fresh_end - begin;
-      if (find_open(window) == 0) continue;
+    for_each_past_window(first, [&](const Window& window, int64_t begin, int64_t count) {
+      if (find_open(window) == 0) return;
       const auto finish = [&](int64_t i, float* u) {
         finish_u(hidden_.channels()[i], u_open_[i] >> (begin - window.fresh), begin, count, u);
         remember(hidden_.channels()[i], u, begin, count, first);
       };
       if (call_.w_in == nullptr) {
         for (int64_t i = 0; i < hidden_.count(); ++i) finish(i, u_row(i));
-        continue;
+        return;
       }
       pack_x(begin, count);
       set_rows_in();
       collect_u(finish);
-    }
+    });
   }
 
   // Lists the hidden channels that a window computes, and the frames at which each is open.  The result is not zero
@@ -208,7 +198,7 @@ class UnitTiles : BlockRows<float, Storage> {
   template <class Finish>
   void collect_u(Finish finish) {
     const auto does = [&](UnitPiece piece, int rows) {
-      product_in_.complete(piece, rows, [](int64_t, int, float*) {});
+      product_in_.complete(piece, rows);
       for (int r = 0; r < rows; ++r) {
         store(u_row(piece.row + r) + piece.v * kUnitFrames, load(piece.sums + r * kSumsStride));
         if (piece.v + 1 == x_split_.vectors) finish(piece.row + r, u_row(piece.row + r));
@@ -268,7 +258,7 @@ class UnitTiles : BlockRows<float, Storage> {
           far_(delay(2 * tiles.call_.dilation)) {}
 
     DYNCP_INLINE void first(UnitPiece piece) {
-      product_->complete(piece, 2, [](int64_t, int, float*) {});
+      product_->complete(piece, 2);
       a_ = rectify(piece, 0, lanes_a_);
       b_ = rectify(piece, 1, lanes_b_);
     }
@@ -283,7 +273,7 @@ class UnitTiles : BlockRows<float, Storage> {
     DYNCP_INLINE void fourth(UnitPiece piece) { z_.put(piece.row, piece.v, a_, b_); }
 
     DYNCP_INLINE void single(UnitPiece piece) {
-      product_->complete(piece, 1, [](int64_t, int, float*) {});
+      product_->complete(piece, 1);
       a_ = convolve(rows_[piece.row], rectify(piece, 0, lanes_a_));
       z_.put(piece.row, piece.v, rectified<kSlope>(a_, slope_dw_, lanes_a_), zero<float>());
     }
@@ -350,7 +340,7 @@ class UnitTiles : BlockRows<float, Storage> {
           x_(tiles.call_.residual ? tiles.x_at(0, begin) : nullptr),
           y_(tiles.y_at(0, begin)),
           x_stride_(tiles.call_.x_channel_stride),
-          y_stride_(tiles.y_at(1, begin) - y_),
+          y_stride_(tiles.y_.channel_stride),
           begin_(begin),
           frames_(frames),
           is_plain_(tiles.call_.out_gate.form != GateForm::values),

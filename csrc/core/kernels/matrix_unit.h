@@ -509,11 +509,11 @@ class UnitProduct {
     for (int64_t i = 0; i < count; ++i) offsets_[i] = offset_of(i);
     if (has_columns_) __builtin_memcpy(columns_, columns, depth * sizeof(int64_t));
     spread_ = UnitRows(count);
-    const int64_t rest = unit_rest(depth), whole = depth - rest;
-    has_rest_ = rest > 0;
+    rest_count_ = unit_rest(depth);
+    const int64_t whole = depth - rest_count_;
     split_rows<kRowPieces>([&](int64_t i) { return w + offsets_[i]; }, count, columns, whole, rows_);
     for (int64_t i = 0; i < count; ++i) {
-      for (int64_t k = 0; k < rest; ++k) {
+      for (int64_t k = 0; k < rest_count_; ++k) {
         rest_[i * kMostRest + k] = w[offsets_[i] + (columns == nullptr ? whole + k : columns[whole + k])];
       }
     }
@@ -545,12 +545,16 @@ class UnitProduct {
   // Adds to the sums of a piece what the unit left out.  repair(row, v, sums) is called for those that are not finite.
   template <class Repair>
   DYNCP_INLINE void complete(UnitPiece piece, int count, Repair repair) const {
-    if (has_rest_) add_rest(piece, count);
+    if (rest_count_ > 0) add_rest(piece, count);
     if (are_finite(load(piece.sums), load(piece.sums + (count - 1) * kSumsStride))) return;
     for (int r = 0; r < count; ++r) {
       heal(piece.row + r, piece.v, piece.sums + r * kSumsStride);
       repair(piece.row + r, piece.v, piece.sums + r * kSumsStride);
     }
+  }
+
+  DYNCP_INLINE void complete(UnitPiece piece, int count) const {
+    complete(piece, count, [](int64_t, int, float*) {});
   }
 
   // When all products of a call are done: until then each switch of threads saves the tile registers.
@@ -592,12 +596,11 @@ class UnitProduct {
   }
 
   __attribute__((noinline)) void add_rest(UnitPiece piece, int count) const {
-    const int64_t rest = unit_rest(depth_);
     const float* values = frames_->rest() + piece.v * kUnitFrames;
     for (int r = 0; r < count; ++r) {
       const float* w = rest_ + (piece.row + r) * kMostRest;
       Vec<float> sum = load(piece.sums + r * kSumsStride);
-      for (int64_t k = 0; k < rest; ++k) sum = broadcast(w[k]) * load(values + k * kTile) + sum;
+      for (int64_t k = 0; k < rest_count_; ++k) sum = broadcast(w[k]) * load(values + k * kTile) + sum;
       store(piece.sums + r * kSumsStride, sum);
     }
   }
@@ -617,7 +620,7 @@ class UnitProduct {
   int64_t count_ = 0;
   int64_t depth_ = 0;
   bool has_columns_ = false;
-  bool has_rest_ = false;
+  int64_t rest_count_ = 0;  // columns behind the last step
   UnitRows spread_{0};
   uint16_t* rows_;
   int64_t* offsets_;

@@ -6,6 +6,7 @@
 #include "core/kernels/product.h"
 #include "core/kernels/sigmoid.h"
 #include "core/kernels/storage.h"
+#include "core/kernels/tile_rows.h"
 #include "core/simd.h"
 
 namespace dyncp::DYNCP_ISA {
@@ -15,32 +16,26 @@ namespace {
 template <class T, class Storage>
 class Rows {
  protected:
-  Rows(const Pointwise& call, void* y) : call_(call), y_(static_cast<Storage*>(y)) {
-    x_tile_stride_ = call.x_tile_stride == 0 ? kTile : call.x_tile_stride;
-    y_channel_stride_ = call.y_channel_stride == 0 ? call.frames : call.y_channel_stride;
-    y_batch_stride_ = call.y_batch_stride == 0 ? call.out_channels * y_channel_stride_ : call.y_batch_stride;
-    y_tile_stride_ = call.y_tile_stride == 0 ? kTile : call.y_tile_stride;
-  }
+  Rows(const Pointwise& call, void* y)
+      : call_(call), x_(input_rows<Storage>(call)), y_(output_rows<Storage>(call, y)) {}
 
   // The place of tile `index`, numbered over (batch, time).
   struct Place {
-    int64_t item, tile, frames;
+    int64_t item, begin, frames;
   };
   Place place_of(int64_t index) const {
     const int64_t tiles = (call_.frames + kTile - 1) / kTile;
-    const int64_t tile = index % tiles, left = call_.frames - tile * kTile;
-    return {index / tiles, tile, left < kTile ? left : kTile};
+    const int64_t begin = index % tiles * kTile, left = call_.frames - begin;
+    return {index / tiles, begin, left < kTile ? left : kTile};
   }
 
-  const Storage* x_at(const Place& place) const {
-    return static_cast<const Storage*>(call_.x) + place.item * call_.x_batch_stride + place.tile * x_tile_stride_;
-  }
+  const Storage* x_at(const Place& place) const { return x_.at(place.item, 0, place.begin); }
   const T* weights(const void* p) const { return static_cast<const T*>(p); }
 
   // `frames` values of a row, from frame t of the tile on, from their sums.
   DYNCP_INLINE void write(const T* sums, int64_t row, const Place& place, int64_t t, int64_t frames) const {
     const T bias = call_.b == nullptr ? T(0) : weights(call_.b)[row];
-    Storage* y = y_ + place.item * y_batch_stride_ + place.tile * y_tile_stride_ + row * y_channel_stride_ + t;
+    Storage* y = y_.at(place.item, row, place.begin + t);
     switch (call_.activation) {
       case Activation::relu:
         return write_as([](Vec<T> v) { return relu<T>(v); }, sums, bias, frames, y);
@@ -61,8 +56,8 @@ class Rows {
     if (t < frames) store_first(y + t, activate(load(sums + t) + broadcast(bias)), frames - t);
   }
 
-  Storage* y_;
-  int64_t x_tile_stride_, y_batch_stride_, y_channel_stride_, y_tile_stride_;
+  const TileRows<const Storage> x_;
+  const TileRows<Storage> y_;
 };
 
 template <class T, class Storage>
@@ -164,9 +159,7 @@ class UnitTiles : Rows<float, Storage> {
    public:
     Output(const UnitTiles& tiles, const Place& place) : tiles_(&tiles), place_(place) {}
 
-    DYNCP_INLINE void complete(UnitPiece piece, int count) const {
-      tiles_->product_.complete(piece, count, [](int64_t, int, float*) {});
-    }
+    DYNCP_INLINE void complete(UnitPiece piece, int count) const { tiles_->product_.complete(piece, count); }
     DYNCP_INLINE void write(UnitPiece piece, int r) const {
       const int64_t t = piece.v * kUnitFrames, left = place_.frames - t;
       tiles_->write(piece.sums + r * kSumsStride, piece.row + r, place_, t, left < kUnitFrames ? left : kUnitFrames);

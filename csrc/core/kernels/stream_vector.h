@@ -67,8 +67,6 @@ DYNCP_INLINE Floats load_floats(const BFloat16* p) {
 #endif
 }
 
-using Words = VectorOf<uint32_t, kWidth>::type;
-
 DYNCP_INLINE Words load_words(const char* p) {
   Words words;
   __builtin_memcpy(&words, p, sizeof(words));
