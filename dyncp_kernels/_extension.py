@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,6 +51,15 @@ def _call(name: str, *arguments: bytes) -> str:
     if getattr(_library, name)(*arguments, text, _TEXT_SIZE) != 0:
         raise RuntimeError(text.value.decode())
     return text.value.decode()
+
+
+def c_function(name: str, *argument_types: Any) -> Any:
+    """A C function of the extension that takes numbers and addresses; None without the extension."""
+    if _library is None:
+        return None
+    function = getattr(_library, name)
+    function.argtypes = argument_types
+    return function
 
 
 def instruction_set() -> str:
