@@ -5,11 +5,14 @@
 // Packed model:  PackedHeader, PackedBlock[blocks], payload.
 // State:         StateHeader, payload.
 //
-// Weights come in rows of a multiple of kPad.  Floats stand in order.  Integers are woven, so that a shift or a shuffle
-// unpacks whole vectors and every load is aligned: of four vectors w[0..3] of kPad weights, lane for lane,
-//   int24   three vectors of words of 32 bits with w[0], w[1], w[2] in the upper three bytes, and w[3] spread over the
-//           low bytes, its highest byte first.  Up to three vectors left over stand in words of their own.
-//   int8    one vector of words with w[0] in the lowest byte and w[3] in the highest.
+// Weights come in rows of a multiple of kPad.  float32 and float16 stand in order.  The others are woven, so that a
+// shift or a shuffle unpacks whole vectors and every load is aligned: of four vectors w[0..3] of kPad weights, lane for
+// lane,
+//   bfloat16  two vectors of words of 32 bits with w[0] and w[2] in the lower half and w[1] and w[3] in the upper one.
+//   int24     three vectors of words with w[0], w[1], w[2] in the upper three bytes, and w[3] spread over the low
+//   bytes,
+//             its highest byte first.  Up to three vectors left over stand in words of their own.
+//   int8      one vector of words with w[0] in the lowest byte and w[3] in the highest.
 // Kernels leave the bytes below a weight in its word: the packer has rounded the weight so that the word comes closest.
 //
 // Weight forms
@@ -51,6 +54,8 @@ constexpr int64_t row_bytes(Precision precision, int64_t length) {
       return 4 * length;
     case Precision::int24:
       return (vectors / 4 * 3 + vectors % 4) * kLine;
+    case Precision::bfloat16:
+      return (vectors + 1) / 2 * kLine;
     case Precision::int8:
       return (vectors + 3) / 4 * kLine;
     default:
@@ -100,8 +105,8 @@ struct PackedHeader {
   int32_t has_transform;                    // n_fft is a power of two that the core transforms
   int64_t window, twiddles, real_twiddles;  // tables of the transform
   int64_t state_bytes;                      // of one stream
-  int64_t x, hidden_values, pooled, reduced, scores, features, mask, kept;  // state offsets
-  int64_t samples, tail, work, spectrum;                                    // state offsets of the transform
+  int64_t x, hidden_values, products, pooled, reduced, scores, features, mask, kept;  // state offsets
+  int64_t samples, tail, work, spectrum;                                              // state offsets of the transform
 };
 
 // Kept channels of a block, in the state: an array of these.

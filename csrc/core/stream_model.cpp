@@ -16,9 +16,14 @@ const char* const kPrecisionNames[] = {"float32", "float16", "bfloat16", "int8",
 int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 int padded(int count) { return static_cast<int>(rounded_up(count, kPad)); }
 
-uint16_t half_bits(float value) {
+uint32_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+uint16_t half_bits(float value) {
+  const uint32_t bits = bits_of(value);
   const uint32_t sign = (bits >> 16) & 0x8000;
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
@@ -30,11 +35,16 @@ uint16_t half_bits(float value) {
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13));
 }
 
-uint16_t bfloat16_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+// The word that is closest to `value` as a float, given its lower half.  Unless that is 0 the word must not come out
+// denormal, which would be slow, however small the value; an infinite one becomes NaN.
+uint32_t closest_bfloat16(float value, uint32_t below) {
+  constexpr int64_t kMost = 0x7f7f, kNan = 0x7fc0;  // the largest finite one
+  const int64_t least = below == 0 ? 0 : 0x0d80;    // 2^-100
+  const uint32_t bits = bits_of(value);
+  const int64_t magnitude = bits & 0x7fffffff;
+  const int64_t upper = (magnitude - below + 0x8000) >> 16;
+  const int64_t chosen = magnitude >= 0x7f800000 ? kNan : std::clamp(upper, least, kMost);
+  return (bits & 0x80000000) | static_cast<uint32_t>(chosen) << 16 | below;
 }
 
 // Symmetric integers per output channel, as words of 32 bits: the largest weight is the largest word whose lower bytes
@@ -72,7 +82,7 @@ class Writer {
         for (size_t i = 0; i < count; ++i) reinterpret_cast<uint16_t*>(to)[i] = half_bits(weights[i]);
         return;
       case Precision::bfloat16:
-        for (size_t i = 0; i < count; ++i) reinterpret_cast<uint16_t*>(to)[i] = bfloat16_bits(weights[i]);
+        bfloat16_row(reinterpret_cast<uint32_t*>(to), weights);
         return;
       case Precision::int8:
       case Precision::int24:
@@ -99,6 +109,16 @@ class Writer {
         }
       }
       words += precision_ == Precision::int8 ? kPad : 3 * kPad;
+    }
+  }
+
+  static void bfloat16_row(uint32_t* words, const std::vector<float>& weights) {
+    for (size_t first = 0; first < weights.size(); first += 2 * kPad) {
+      for (size_t lane = 0; lane < kPad && first + lane < weights.size(); ++lane) {
+        const size_t upper = first + kPad + lane;
+        const uint32_t below = closest_bfloat16(weights[first + lane], 0) >> 16;
+        *(words + first / 2 + lane) = upper < weights.size() ? closest_bfloat16(weights[upper], below) : below;
+      }
     }
   }
 
@@ -227,6 +247,7 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   }
   h.x = state.floats(kTileFrames * h.channels_padded);
   h.hidden_values = state.floats(h.hidden_padded);
+  h.products = state.floats(std::max(h.hidden_padded, h.channels_padded) + kPad);
   h.pooled = state.floats(h.channels_padded);
   h.reduced = state.floats(padded(g.gate_width));
   h.scores = state.floats(h.gates_padded);

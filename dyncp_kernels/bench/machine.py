@@ -39,9 +39,9 @@ def machine_header() -> dict[str, Any]:
 
 
 def read_microseconds(count: int, repeats: int = 100) -> float:
-    """Median time that one thread takes to read ``count`` bytes again and again, as a dot product does.
+    """Median time that one thread takes to read ``count`` bytes again and again with torch's dot product.
 
-    It is the least that a network with weights of that size can take per frame, however few instructions it has.
+    A measure of the caches beside the time of a network with weights of that size; better code may read faster.
     """
     left, right = torch.ones(2, max(count // 8, 1)).unbind()
     threads = torch.get_num_threads()

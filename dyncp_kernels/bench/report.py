@@ -69,7 +69,7 @@ def goals(results: Results) -> list[Goal]:
         Goal("samples in to samples out: us per hop beside the network", _beside_network(rows), 60, 25, True),
     ]
     full = _precision_time(rows, "float32")
-    for dtype in ("int24", "float16", "int8"):
+    for dtype in ("int24", "float16", "bfloat16", "int8"):
         narrow = _precision_time(rows, dtype)
         found.append(Goal(f"streaming, static: float32 / {dtype} weights", _ratio(full, narrow), 1.5, 2.5))
     return found

@@ -285,8 +285,8 @@ def _precision(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) ->
     for dtype in PRECISIONS:
         size = PackedModel(works[0].network, dtype).tensor.numel()
         notes.append(
-            f"reading the {size / 2**20:.2f} MB of the static network in {dtype} takes at least "
-            f"{read_microseconds(size):.1f} us (measured, one thread)"
+            f"a dot product over the {size / 2**20:.2f} MB of the static network in {dtype} takes "
+            f"{read_microseconds(size):.1f} us (torch, one thread)"
         )
     cases = [
         Case(

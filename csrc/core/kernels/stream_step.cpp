@@ -135,6 +135,40 @@ DYNCP_INLINE Floats multiply_rows(const char* const* rows, int count, const floa
   return sum_of_rows(sums);
 }
 
+// Stores the products of the rows on the list, which multiply(rows, count) gives for a vector of them, one after
+// another.
+template <class Multiply>
+DYNCP_INLINE void multiply_listed(const int32_t* list, int count, const char* weights, int64_t stride, float* products,
+                                  Multiply multiply) {
+  for (int first = 0; first < count; first += kWidth) {
+    const char* rows[kWidth];
+    for (int r = 0; r < kWidth; ++r) rows[r] = weights + list[first + r] * stride;
+    store(products + first, multiply(rows, least(kWidth, count - first)));
+  }
+}
+
+// Calls use(place, mask of the bits, vector) for all places below `length`, where the lanes with a bit are the next of
+// the packed values and the others are anything, or skip(place) where none has a bit.
+template <class Use, class Skip>
+DYNCP_INLINE void for_spread(const uint16_t* bits, int length, const float* packed, Use use, Skip skip) {
+  for (int i = 0; i < length; i += kPad) {
+    const uint32_t word = bits[i / kPad];
+    if (word == 0) {
+      for (int j = 0; j < kPad; j += kWidth) skip(i + j);
+      continue;
+    }
+#if defined(__AVX512F__)
+    use(i, lanes_of(bits, i),
+        bits_as<Floats>(_mm512_maskz_expand_ps(static_cast<__mmask16>(word), bits_as<__m512>(load(packed)))));
+    packed += __builtin_popcount(word);
+#else
+    float values[kPad] = {};
+    for (uint32_t rest = word; rest != 0; rest &= rest - 1) values[__builtin_ctz(rest)] = *packed++;
+    for (int j = 0; j < kPad; j += kWidth) use(i + j, lanes_of(bits, i + j), load(values + j));
+#endif
+  }
+}
+
 // ---- gates
 
 DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state, const float* x, float* pooled) {
@@ -263,61 +297,48 @@ DYNCP_INLINE void find_history(const PackedHeader& h, const PackedBlock& b, void
 
 // ---- the hidden half of a block: everything before W_out
 
+// What follows the first product, for the channels from `place` on, of which those with a lane of `kept` are kept.
+DYNCP_INLINE void convolve(const PackedHeader& h, const PackedBlock& b, const History& history, int place,
+                           Integers kept, Floats sum_in, float* z) {
+  const int last = h.geometry.taps - 1;
+  const float* w_dw = at<float>(&h, b.w_dw) + place;
+  const Floats u = select(kept, activate(sum_in, b.slope_in), zero<float>());
+  store(history.rows[last] + place, u);
+  Floats sum = load(at<float>(&h, b.b_dw) + place);
+  for (int k = 0; k < last; ++k) sum += load(w_dw + int64_t{k} * h.hidden_padded) * load(history.rows[k] + place);
+  sum += load(w_dw + int64_t{last} * h.hidden_padded) * u;
+  store(z + place, select(kept, activate(sum, b.slope_dw), zero<float>()));
+}
+
 // Every channel; with `bits`, u and z of pruned ones are dropped by selection.
 template <Precision P>
 void hidden_dense(const PackedHeader& h, const PackedBlock& b, const History& history, const uint16_t* bits,
                   const float* x, float* z) {
-  const int taps = h.geometry.taps;
-  float* now = history.rows[taps - 1];
-  multiply_panels<P>(&h, b.w_in, x, [&](int place, Floats sum) {
-    const Floats u = activate(sum, b.slope_in);
-    store(now + place, bits == nullptr ? u : select(lanes_of(bits, place), u, zero<float>()));
-  });
-  const float* w_dw = at<float>(&h, b.w_dw);
-  const float* b_dw = at<float>(&h, b.b_dw);
+  multiply_panels<P>(&h, b.w_in, x, [&](int place, Floats sum) { store(z + place, sum); });
   for (int i = 0; i < h.hidden_padded; i += kWidth) {
-    Floats sum = load(b_dw + i);
-    for (int k = 0; k < taps; ++k) sum += load(w_dw + int64_t{k} * h.hidden_padded + i) * load(history.rows[k] + i);
-    const Floats value = activate(sum, b.slope_dw);
-    store(z + i, bits == nullptr ? value : select(lanes_of(bits, i), value, zero<float>()));
+    convolve(h, b, history, i, bits == nullptr ? Integers{} - 1 : lanes_of(bits, i), load(z + i), z);
   }
 }
 
-// Only the kept channels, given by their indices (whole vectors of them, the surplus repeated).
+// Only the kept channels, given by their indices (whole vectors of them, the surplus repeated).  Only the products pick
+// rows; all else is as cheap for every channel in order as for some of them out of order.
 //
 // No software prefetch here: measured on an out-of-order core with float32 rows, it only lost time (its requests share
 // the few line fill buffers with the loads), at every density and for random gates as well.
 template <Precision P>
-void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History& history, const int32_t* list,
-                     int count, const float* x, float* z) {
-  const int taps = h.geometry.taps;
-  float* now = history.rows[taps - 1];
-  for (int i = 0; i < h.hidden_padded; i += kWidth) {
-    store(now + i, zero<float>());
-    store(z + i, zero<float>());
-  }
-  const char* weights = at<char>(&h, b.hidden_rows);
-  const float* w_dw = at<float>(&h, b.w_dw);
-  for (int first = 0; first < count; first += kWidth) {
-    const int32_t* which = list + first;
-    const int filled = least(kWidth, count - first);
-    const char* rows[kWidth];
-    for (int r = 0; r < kWidth; ++r) rows[r] = weights + which[r] * h.hidden_row_stride;
-    const Floats product = multiply_rows<P>(rows, filled, x, h.channels_padded);
-    const Floats u = activate(finished<P>(product, &h, b.w_in, which), b.slope_in);
-    Floats sum = pick(at<float>(&h, b.b_dw), which);
-    for (int k = 0; k + 1 < taps; ++k) {
-      sum += pick(w_dw + int64_t{k} * h.hidden_padded, which) * pick(history.rows[k], which);
-    }
-    sum += pick(w_dw + int64_t{taps - 1} * h.hidden_padded, which) * u;
-    float kept_u[kWidth], kept_z[kWidth];
-    store(kept_u, u);
-    store(kept_z, activate(sum, b.slope_dw));
-    for (int r = 0; r < filled; ++r) {
-      now[which[r]] = kept_u[r];
-      z[which[r]] = kept_z[r];
-    }
-  }
+void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History& history, const uint16_t* bits,
+                     const int32_t* list, int count, const float* x, float* products, float* z) {
+  multiply_listed(
+      list, count, at<char>(&h, b.hidden_rows), h.hidden_row_stride, products,
+      [&](const char* const* rows, int filled) { return multiply_rows<P>(rows, filled, x, h.channels_padded); });
+  for_spread(
+      bits, h.hidden_padded, products,
+      [&](int place, Integers kept, Floats product)
+          DYNCP_INLINED { convolve(h, b, history, place, kept, finished<P>(product, &h, b.w_in, place), z); },
+      [&](int place) DYNCP_INLINED {
+        store(history.rows[h.geometry.taps - 1] + place, zero<float>());
+        store(z + place, zero<float>());
+      });
 }
 
 // ---- the output half: x += W_out z + b_out
@@ -340,8 +361,16 @@ void out_of_columns(const PackedHeader& h, const PackedBlock& b, const int32_t* 
   for_tiles<P>(h.channels_padded, [&](auto tile) DYNCP_INLINED {
     constexpr int kVectors = decltype(tile)::kVectors;
     Floats sums[kVectors];
-    sum_rows<P>(
-        tile, count, [&](int i) { return columns + list[i] * stride; }, [&](int i) { return z[list[i]]; }, sums);
+    const auto sum_columns = [&](auto index) DYNCP_INLINED {
+      sum_rows<P>(
+          tile, count, [&](int i) { return columns + index(i) * stride; }, [&](int i) { return z[index(i)]; }, sums);
+    };
+    // Addresses that wait for a list cost 15 % of the product, measured; with all channels none is needed.
+    if (count == h.geometry.hidden) {
+      sum_columns([](int i) { return i; });
+    } else {
+      sum_columns([&](int i) { return list[i]; });
+    }
     unrolled<kVectors>([&](auto v) DYNCP_INLINED {
       const int place = tile.place(v);
       const Floats y = load(x + place) + finished<P>(sums[v], &h, b.w_out, place);
@@ -352,21 +381,20 @@ void out_of_columns(const PackedHeader& h, const PackedBlock& b, const int32_t* 
 
 // Only the kept outputs; with hidden bits, weights of pruned hidden channels are dropped by selection.
 template <Precision P>
-void out_gathered(const PackedHeader& h, const PackedBlock& b, const int32_t* list, int count, const float* z,
-                  const uint16_t* hidden_bits, float* x) {
+void out_gathered(const PackedHeader& h, const PackedBlock& b, const uint16_t* bits, const int32_t* list, int count,
+                  const float* z, const uint16_t* hidden_bits, float* products, float* x) {
   const char* weights = at<char>(&h, b.out_rows);
-  for (int first = 0; first < count; first += kWidth) {
-    const int32_t* which = list + first;
-    const int filled = least(kWidth, count - first);
-    const char* rows[kWidth];
-    for (int r = 0; r < kWidth; ++r) rows[r] = weights + which[r] * h.out_row_stride;
-    const Floats product = hidden_bits != nullptr
-                               ? multiply_rows<P, true>(rows, filled, z, h.hidden_padded, hidden_bits)
-                               : multiply_rows<P>(rows, filled, z, h.hidden_padded);
-    float y[kWidth];
-    store(y, finished<P>(product, &h, b.w_out, which));
-    for (int r = 0; r < filled; ++r) x[which[r]] += y[r];
-  }
+  multiply_listed(list, count, weights, h.out_row_stride, products, [&](const char* const* rows, int filled) {
+    return hidden_bits != nullptr ? multiply_rows<P, true>(rows, filled, z, h.hidden_padded, hidden_bits)
+                                  : multiply_rows<P>(rows, filled, z, h.hidden_padded);
+  });
+  for_spread(
+      bits, h.channels_padded, products,
+      [&](int place, Integers kept, Floats product) DYNCP_INLINED {
+        const Floats before = load(x + place);
+        store(x + place, select(kept, before + finished<P>(product, &h, b.w_out, place), before));
+      },
+      [](int) {});
 }
 
 bool above(float crossover, int kept, int all) {
@@ -378,18 +406,19 @@ void block_with_hidden_gates(const PackedHeader& h, const PackedBlock& b, void* 
                              Kept kept, Crossover crossover, float* x) {
   const Geometry& g = h.geometry;
   float* z = at<float>(state, h.hidden_values);
+  float* products = at<float>(state, h.products);
   const int32_t* list = at<int32_t>(state, b.hidden_list);
   const uint16_t* out_bits = g.gates_out ? at<uint16_t>(state, b.bits) : nullptr;
   const uint16_t* hidden_bits = at<uint16_t>(state, b.bits) + (g.gates_out ? h.channels_padded / kPad : 0);
   if (above(crossover.hidden, kept.hidden, g.hidden)) {
     hidden_dense<P>(h, b, history, hidden_bits, x, z);
   } else {
-    hidden_gathered<P>(h, b, history, list, kept.hidden, x, z);
+    hidden_gathered<P>(h, b, history, hidden_bits, list, kept.hidden, x, products, z);
   }
   // The history needs the kept hidden channels even where nothing reaches the output.
   if (kept.hidden == 0 || (g.gates_out && kept.out == 0)) return;
   if (g.gates_out && int64_t{kept.out} * g.hidden < int64_t{kept.hidden} * g.channels) {
-    out_gathered<P>(h, b, at<int32_t>(state, b.out_list), kept.out, z, hidden_bits, x);
+    out_gathered<P>(h, b, out_bits, at<int32_t>(state, b.out_list), kept.out, z, hidden_bits, products, x);
   } else {
     out_of_columns<P>(h, b, list, kept.hidden, out_bits, z, x);
   }
@@ -417,7 +446,8 @@ void run_block(const PackedHeader& h, const PackedBlock& b, void* state, float s
   } else if (above(crossover.out, kept->out, g.channels)) {
     out_dense<P>(h, b, at<uint16_t>(state, b.bits), z, x);
   } else {
-    out_gathered<P>(h, b, at<int32_t>(state, b.out_list), kept->out, z, nullptr, x);
+    out_gathered<P>(h, b, at<uint16_t>(state, b.bits), at<int32_t>(state, b.out_list), kept->out, z, nullptr,
+                    at<float>(state, h.products), x);
   }
 }
 

@@ -55,18 +55,6 @@ DYNCP_INLINE Floats load_floats(const Half* p) {
 #endif
 }
 
-DYNCP_INLINE Floats load_floats(const BFloat16* p) {
-#if defined(__AVX512F__)
-  const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  return reinterpret_cast<Floats>(_mm512_maskz_slli_epi32(0xffff, wide, 16));
-#elif defined(__AVX2__)
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return reinterpret_cast<Floats>(_mm256_slli_epi32(wide, 16));
-#else
-  return load(p);
-#endif
-}
-
 DYNCP_INLINE Words load_words(const char* p) {
   Words words;
   __builtin_memcpy(&words, p, sizeof(words));
@@ -114,9 +102,14 @@ DYNCP_INLINE void load_weights(const char* row, int vector, int part, Floats* w)
     }
   } else if constexpr (P == Precision::int8) {
     unrolled<kCount>([&](auto j) { w[j] = floats_of(load_words(words) << (24 - 8 * (rest + j))); });
+  } else if constexpr (P == Precision::bfloat16) {
+    // What stands below a weight in the upper half only extends its mantissa.
+    unrolled<kCount>([&](auto j) {
+      const Words both = load_words(row + (vector + j) / 2 * kLine + part * kVectorBytes);
+      w[j] = bits_as<Floats>((vector + j) % 2 ? both : both << 16);
+    });
   } else {
-    using Element =
-        std::conditional_t<P == Precision::float32, float, std::conditional_t<P == Precision::float16, Half, BFloat16>>;
+    using Element = std::conditional_t<P == Precision::float32, float, Half>;
     const auto* p = reinterpret_cast<const Element*>(row) + vector * kPad + part * kWidth;
     unrolled<kCount>([&](auto j) { w[j] = load_floats(p + j * kPad); });
   }
