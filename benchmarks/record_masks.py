@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dyncp_kernels import load
@@ -36,6 +37,7 @@ def record(model: str, folder: Path, out: Path, densities: list[int], trained: i
         total += clips[-1].shape[-1]
         if total >= frames:
             break
+    biases = np.stack([block.gate.expand.bias.detach().numpy() for block in network.blocks])
     written = []
     for density in densities:
         shift = shift_for_budget(network.calibration, None if density == trained else density / 100)
@@ -44,7 +46,7 @@ def record(model: str, folder: Path, out: Path, densities: list[int], trained: i
             _, gates = network(clip, shift, return_gates=True)
             masks.append(block_masks(gates, clip.shape[-1]))
         path = out / f"{config.site}_{density}.npz"
-        write_recorded(masks, path, frames)
+        write_recorded(masks, path, frames, biases)
         kept = sum(float(mask.sum()) for clip in masks for mask in clip) / sum(m.size for clip in masks for m in clip)
         print(f"{path}: {kept:.3f} of the channels kept, {path.stat().st_size / 1024:.0f} KB")
         written.append(path)

@@ -11,12 +11,14 @@ namespace dyncp {
 
 // The gates of one block from their bits, one byte each, the output gates first.
 inline void unpack_gates(const PackedHeader& model, const PackedBlock& block, const void* state, uint8_t* gates) {
-  const int outputs = model.geometry.channels * model.geometry.gates_out;
+  const Geometry& g = model.geometry;
+  const int outputs = g.channels * g.gates_out, first_hidden = model.channels_padded * g.gates_out;
   const uint16_t* bits = at<uint16_t>(state, block.bits);
-  for (int i = 0; i < model.gates; ++i) {
-    const int place = i < outputs ? i : model.channels_padded * model.geometry.gates_out + i - outputs;
-    gates[i] = (bits[place / kPad] >> (place % kPad)) & 1;
-  }
+  const auto is_open = [&](int place) -> uint8_t { return (bits[place / kPad] >> (place % kPad)) & 1; };
+  for (int i = 0; i < outputs; ++i) gates[i] = is_open(i);
+  if (!g.gates_hidden) return;
+  const int32_t* order = at<int32_t>(&model, block.hidden_order);
+  for (int i = 0; i < g.hidden; ++i) gates[outputs + order[i]] = is_open(first_hidden + i);
 }
 
 struct StreamKernels {

@@ -22,6 +22,10 @@
 //           W_in and columns of W_out for hidden channels, rows of W_out for output channels.
 // W_in of gated hidden channels and W_out of gated outputs are there in both forms: where most channels are kept, a sum
 // over lanes for each row would cost more than what is left out saves.
+// Gated hidden channels stand in the order of their gates' biases, the ones that open most easily first: so the rows
+// that most frames read lie side by side, which prefetching processors read nearly as fast as all rows (measured: 13 %
+// less time for a network at 25 %).
+//
 // Vectors are padded with zeros to a multiple of kPad floats, the widest vector of all instruction sets.
 #pragma once
 
@@ -85,6 +89,7 @@ struct PackedBlock {
   float slope_in, slope_dw;        // 0 for ReLU
   PanelMatrix w_in, w_out;         // no weights of w_out with hidden gates
   int64_t hidden_rows, hidden_columns, out_rows;
+  int64_t hidden_order;     // int32 for each hidden place: which channel of the network it is; only with hidden gates
   int64_t b_dw, w_dw;       // [hidden], [tap][hidden]
   PanelMatrix gate_reduce;  // weights as rows
   PanelMatrix gate_expand;  // inputs gate_width, outputs all gates; for a constant gate only bias, the scores

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <iterator>
+#include <numeric>
+#include <optional>
 #include <stdexcept>
 
 namespace dyncp {
@@ -272,6 +275,7 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     b.w_dw = memory.floats(int64_t{h.hidden_padded} * g.taps);
     b.w_out = g.gates_hidden ? take_outputs(memory, precision, g.hidden, g.channels)
                              : take_panel(memory, precision, g.hidden, g.channels);
+    if (g.gates_hidden) b.hidden_order = memory.take(4 * int64_t{g.hidden});
     if (g.gates_hidden) b.hidden_columns = memory.take(h.hidden_column_stride * g.hidden, row_alignment);
 
     b.history = state.floats(int64_t{h.hidden_padded} * b.history_rows);
@@ -306,6 +310,46 @@ uint64_t checksum_of(const PackedHeader& header, const PackedBlock* blocks) {
   add(blocks, sizeof(PackedBlock) * header.geometry.blocks);
   return hash;
 }
+
+// A block with gated hidden channels, these in the order in which they are packed.
+struct Ordered {
+  Ordered(const Geometry& g, const FoldedBlockView& source) : order(g.hidden), view(source) {
+    const int outputs = g.channels * g.gates_out;
+    const float* biases = source.gate_expand_bias + outputs;
+    const auto bias = [&](int32_t channel) { return std::isnan(biases[channel]) ? -INFINITY : biases[channel]; };
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return bias(a) > bias(b); });
+
+    view.w_in = pick_rows(source.w_in, g.channels);
+    view.b_in = pick_rows(source.b_in, 1);
+    view.w_dw = pick_rows(source.w_dw, g.taps);
+    view.b_dw = pick_rows(source.b_dw, 1);
+    view.gate_expand_bias = pick_rows(source.gate_expand_bias, 1, outputs);
+    if (g.gate_kind == GateKind::pooled) view.gate_expand = pick_rows(source.gate_expand, g.gate_width, outputs);
+    std::vector<float>& w_out = arrays.emplace_back(static_cast<size_t>(g.channels) * g.hidden);
+    for (int c = 0; c < g.channels; ++c) {
+      for (int i = 0; i < g.hidden; ++i)
+        w_out[int64_t{c} * g.hidden + i] = source.w_out[int64_t{c} * g.hidden + order[i]];
+    }
+    view.w_out = w_out.data();
+  }
+
+  std::vector<int32_t> order;
+  FoldedBlockView view;
+
+ private:
+  // The first `before` rows, and then one for each hidden channel in order.
+  const float* pick_rows(const float* rows, int length, int before = 0) {
+    std::vector<float>& picked = arrays.emplace_back(rows, rows + int64_t{before} * length);
+    for (int32_t channel : order) {
+      const float* row = rows + int64_t{before + channel} * length;
+      picked.insert(picked.end(), row, row + length);
+    }
+    return picked.data();
+  }
+
+  std::deque<std::vector<float>> arrays;
+};
 
 // Element index of gate `gate` (outputs first, then hidden) in the padded vector of scores.
 int padded_gate(const PackedHeader& h, int gate) {
@@ -431,12 +475,18 @@ void pack_model(const FoldedView& folded, Precision precision, void* packed, int
   std::memset(packed, 0, plan.header.bytes);
   char* base = static_cast<char*>(packed);
   Writer writer(precision, base);
+  const Geometry& g = plan.header.geometry;
   fill_panel(writer, plan.header.front, folded.front_weight, folded.front_bias);
   for (size_t i = 0; i < plan.blocks.size(); ++i) {
-    if (plan.header.geometry.gate_kind != GateKind::none) {
-      fill_gate(base, plan.header, plan.blocks[i], folded.blocks[i]);
+    const PackedBlock& block = plan.blocks[i];
+    std::optional<Ordered> ordered;
+    if (g.gates_hidden) {
+      ordered.emplace(g, folded.blocks[i]);
+      std::copy(ordered->order.begin(), ordered->order.end(), at<int32_t>(base, block.hidden_order));
     }
-    fill_block(writer, plan.header, plan.blocks[i], folded.blocks[i]);
+    const FoldedBlockView& source = ordered ? ordered->view : folded.blocks[i];
+    if (g.gate_kind != GateKind::none) fill_gate(base, plan.header, block, source);
+    fill_block(writer, plan.header, block, source);
   }
   fill_panel(writer, plan.header.back, folded.back_weight, folded.back_bias);
   if (plan.header.has_transform) fill_transform(writer, plan.header);

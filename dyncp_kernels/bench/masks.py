@@ -15,9 +15,10 @@ from dyncp_kernels.evaluation.mask_files import load_masks, save_masks
 from dyncp_kernels.nn.block import BlockGates
 from dyncp_kernels.nn.config import ConvFSENetConfig
 
-__all__ = ["block_gates", "find_recorded", "random_masks", "read_recorded", "write_recorded"]
+__all__ = ["block_gates", "find_recorded", "random_masks", "read_biases", "read_recorded", "write_recorded"]
 
 Masks = NDArray[np.bool_]
+Biases = NDArray[np.float32]
 
 _NAME = re.compile(r"(output|hidden)_(\d{1,3})\.npz")
 
@@ -58,15 +59,31 @@ def read_recorded(path: str | os.PathLike[str], frames: int) -> Masks:
     return np.take(joined, np.arange(frames), axis=2, mode="wrap")
 
 
-def write_recorded(clips: Sequence[Sequence[Masks]], path: str | os.PathLike[str], frames: int) -> None:
-    """Keep about ``frames`` frames of recorded masks, the first clips whole and the last one cut, in a small file."""
+def read_biases(path: str | os.PathLike[str]) -> Biases | None:
+    """The last biases of the gate networks that recorded masks came from, (blocks, channels); None if not kept."""
+    with np.load(path, allow_pickle=False) as file:
+        biases: Biases | None = file.get("biases")
+        return biases
+
+
+def write_recorded(
+    clips: Sequence[Sequence[Masks]], path: str | os.PathLike[str], frames: int, biases: Biases | None = None
+) -> None:
+    """Keep about ``frames`` frames of recorded masks, the first clips whole and the last one cut, in a small file.
+
+    Args:
+        clips: per clip and block, bool (channels, frames).
+        path: the file.
+        frames: how many.
+        biases: last biases of the gate networks, (blocks, channels), by which the engine orders channels.
+    """
     kept, left = [], frames
     for clip in clips:
         if left <= 0:
             break
         kept.append([mask[:, :left] for mask in clip])
         left -= clip[0].shape[1]
-    save_masks(path, kept)
+    save_masks(path, kept, **({} if biases is None else {"biases": biases}))
 
 
 def block_gates(config: ConvFSENetConfig, masks: Masks, batch: int, frames: int) -> list[BlockGates]:

@@ -14,7 +14,7 @@ import torch
 from dyncp_kernels.bench.engines import ENGINES, Engine, Run
 from dyncp_kernels.bench.engines.dyncp import HopStream, Stream
 from dyncp_kernels.bench.machine import machine_header, read_microseconds
-from dyncp_kernels.bench.masks import Masks, find_recorded, random_masks, read_recorded
+from dyncp_kernels.bench.masks import Masks, find_recorded, random_masks, read_biases, read_recorded
 from dyncp_kernels.bench.measure import Check, check_offline, check_stream, measure
 from dyncp_kernels.bench.narrower import dense_config, width_of_equal_macs, width_of_equal_time
 from dyncp_kernels.bench.row import Results, Row, with_savings
@@ -174,14 +174,13 @@ def gated_works(plan: Plan, batch: int, frames: int, densities: Sequence[float],
         config = ConvFSENetConfig.from_dict({**plan.config.to_dict(), "site": site})
         channels = config.channels if site == "output" else config.hidden
 
-        def add(masks: Masks, density: float, source: str, config: ConvFSENetConfig = config) -> None:
-            works.append(synthetic_workload(config, batch, frames, masks=masks, density=density, source=source))
-
+        make = partial(synthetic_workload, config, batch, frames)
         for density in densities:
-            add(random_masks(config.blocks, channels, frames, density), density, "random")
+            masks = random_masks(config.blocks, channels, frames, density)
+            works.append(make(masks=masks, density=density, source="random"))
             if path := recorded.get((site, density)):
                 masks = read_recorded(path, frames)
-                add(masks, density, "recorded")
+                works.append(make(masks=masks, biases=read_biases(path), density=density, source="recorded"))
                 notes.append(_described(path.name, masks))
             elif density not in (0.0, 1.0):
                 notes.append(f"no recorded masks for {site} at {density:.0%}: {_where(plan.recorded, site, density)}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from dyncp_kernels.audio.stft import apply_mask, istft, stft
 from dyncp_kernels.audio.stft import features as compress
-from dyncp_kernels.bench.masks import Masks, block_gates
+from dyncp_kernels.bench.masks import Biases, Masks, block_gates
 from dyncp_kernels.nn.block import BlockGates
 from dyncp_kernels.nn.config import ConvFSENetConfig
 from dyncp_kernels.nn.conv_fsenet import ConvFSENet
@@ -71,6 +73,7 @@ def synthetic_workload(
     frames: int,
     *,
     masks: Masks | None = None,
+    biases: Biases | None = None,
     density: float = 1.0,
     source: str = "none",
 ) -> Workload:
@@ -81,13 +84,20 @@ def synthetic_workload(
         batch: clips.
         frames: frames of each.
         masks: (blocks, channels, frames) for a gated network, None for one without gates.
+        biases: (blocks, channels) last biases of its gate networks, instead of random ones.
         density: nominal, for the row.
         source: likewise.
     """
     generator = torch.Generator().manual_seed(1)
     features = torch.rand(batch, config.bins, frames, generator=generator)
     gates = [BlockGates(None, None)] * config.blocks if masks is None else block_gates(config, masks, batch, frames)
-    return Workload(_network(config), features, gates, density, source)
+    network = _network(config)
+    if biases is not None:
+        network = copy.deepcopy(network)
+        for block, values in zip(network.blocks, torch.from_numpy(biases)):
+            gate: Any = block.gate
+            gate.expand.bias.copy_(values)
+    return Workload(network, features, gates, density, source)
 
 
 @lru_cache(maxsize=16)

@@ -15,12 +15,15 @@ from dyncp_kernels._atomic import replacing
 __all__ = ["load_masks", "save_masks"]
 
 
-def save_masks(path: str | os.PathLike[str], files: Sequence[Sequence[NDArray[np.bool_]]]) -> None:
+def save_masks(
+    path: str | os.PathLike[str], files: Sequence[Sequence[NDArray[np.bool_]]], **more: NDArray[Any]
+) -> None:
     """Write the masks of several clips, one bit a gate, to a compressed ``.npz`` file, whole or not at all.
 
     Args:
         path: the file; ``.npz`` is appended where it is missing.
         files: per clip and block, bool (channels, frames).
+        more: further arrays for the file, under these names.
 
     Raises:
         ValueError: there is no clip, or the clips differ in blocks or channels.
@@ -32,10 +35,9 @@ def save_masks(path: str | os.PathLike[str], files: Sequence[Sequence[NDArray[np
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
     channels = np.array(shapes.pop(), dtype=np.int64)
     frames = np.array([masks[0].shape[1] for masks in files], dtype=np.int64)
-    arrays: dict[str, Any] = {
-        f"block{i}": np.packbits(np.concatenate([masks[i] for masks in files], axis=1).T, axis=1)
-        for i in range(len(channels))
-    }
+    arrays: dict[str, Any] = dict(more)
+    for i in range(len(channels)):
+        arrays[f"block{i}"] = np.packbits(np.concatenate([masks[i] for masks in files], axis=1).T, axis=1)
     with replacing(path) as part, part.open("wb") as file:
         np.savez_compressed(file, channels=channels, frames=frames, **arrays)
 

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from dyncp_kernels.bench.masks import block_gates, find_recorded, random_masks, read_recorded, write_recorded
+from dyncp_kernels.bench.masks import (
+    block_gates,
+    find_recorded,
+    random_masks,
+    read_biases,
+    read_recorded,
+    write_recorded,
+)
 from dyncp_kernels.nn import ConvFSENetConfig
 
 
@@ -37,6 +44,11 @@ def test_recorded_masks_are_cut_joined_and_found_by_site_and_percent(tmp_path):
     np.testing.assert_array_equal(read_recorded(tmp_path / "hidden_25.npz", 150), masks[..., :150])
     longer = read_recorded(tmp_path / "hidden_25.npz", 300)
     np.testing.assert_array_equal(longer[..., 220:], masks[..., :80])
+    assert read_biases(tmp_path / "hidden_25.npz") is None
+    biases = np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32)
+    write_recorded([list(masks)], tmp_path / "hidden_25.npz", 250, biases)
+    np.testing.assert_array_equal(read_biases(tmp_path / "hidden_25.npz"), biases)
+    np.testing.assert_array_equal(read_recorded(tmp_path / "hidden_25.npz", 250), masks)
 
 
 def test_recorded_masks_of_the_full_network_stay_small(tmp_path):

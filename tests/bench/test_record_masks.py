@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dyncp_kernels.audio import write_audio
-from dyncp_kernels.bench.masks import find_recorded, read_recorded
+from dyncp_kernels.bench.masks import find_recorded, read_biases, read_recorded
 from dyncp_kernels.nn import ConvFSENet, calibrate, save
 
 pytest.importorskip("safetensors")
@@ -39,6 +39,8 @@ def test_masks_of_a_model_are_recorded_at_the_wished_densities(tmp_path):
     low, high = (read_recorded(found["hidden", density], 100) for density in (0.1, 0.9))
     assert low.shape == (3, 24, 100)
     assert low.mean() < 0.35 < high.mean()
+    expand = [block.gate.expand.bias.detach().numpy() for block in model.fold().blocks]
+    np.testing.assert_array_equal(read_biases(found["hidden", 0.1]), expand)
 
     save(ConvFSENet(channels=16, hidden=24, stacks=1).eval(), tmp_path / "static")
     with pytest.raises(SystemExit, match="must gate the output or the hidden channels"):

@@ -305,16 +305,15 @@ void check_unread(int site, Precision precision) {
   int taken = 0;
   for (int i = 0; i < n.g.blocks; ++i) {
     const dyncp::PackedBlock& b = dyncp::packed_blocks(model)[i];
-    const auto take = [&](int64_t rows, int64_t stride, int count, int first_gate) {
-      for (int c = 0; c < count; ++c) {
-        if (n.blocks[i].expand_bias[first_gate + c] > 0) continue;
-        taken += mprotect(packed + rows + c * stride, page, PROT_NONE) == 0;
-      }
+    const auto take = [&](int64_t row, int gate) {
+      if (n.blocks[i].expand_bias[gate] <= 0) taken += mprotect(packed + row, page, PROT_NONE) == 0;
     };
-    const int outputs = n.g.channels * n.g.gates_out;
-    if (n.g.gates_out) take(b.out_rows, model.out_row_stride, n.g.channels, 0);
-    if (n.g.gates_hidden) take(b.hidden_rows, model.hidden_row_stride, n.g.hidden, outputs);
-    if (n.g.gates_hidden) take(b.hidden_columns, model.hidden_column_stride, n.g.hidden, outputs);
+    for (int c = 0; n.g.gates_out && c < n.g.channels; ++c) take(b.out_rows + c * model.out_row_stride, c);
+    for (int c = 0; n.g.gates_hidden && c < n.g.hidden; ++c) {
+      const int gate = n.g.channels * n.g.gates_out + dyncp::at<int32_t>(packed, b.hidden_order)[c];
+      take(b.hidden_rows + c * model.hidden_row_stride, gate);
+      take(b.hidden_columns + c * model.hidden_column_stride, gate);
+    }
   }
   Memory state(std::aligned_alloc(64, model.state_bytes));
   dyncp::initialise_state(model, {1, 1}, state.get());

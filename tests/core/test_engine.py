@@ -282,6 +282,29 @@ def test_nan_in_pruned_rows_never_leaks(instruction_set, site, crossover, precis
     torch.testing.assert_close(poisoned, clean, atol=rounding, rtol=0)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_hidden_channels_that_open_easily_are_packed_side_by_side(precision):
+    folded = network(site="both", stacks=1)
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(1))
+    shuffled = copy.deepcopy(folded)
+    for block in shuffled.blocks:
+        for name in ("w_in", "b_in", "w_dw", "b_dw"):
+            getattr(block, name).copy_(getattr(block, name)[order])
+        block.w_out.copy_(block.w_out[:, order])
+        for part in (block.gate.expand.weight, block.gate.expand.bias):
+            part.data[128:] = part.data[128:][order]
+    given, other = StreamEngine(folded, precision), StreamEngine(shuffled, precision)
+    # All that differs are the tables that say which channel is which.
+    assert 0 < (given._packed != other._packed).sum() <= 3 * 256 * 4
+    frames = features(folded)
+    mask, gates = given.step_with_gates(frames)
+    other_mask, other_gates = other.step_with_gates(frames)
+    assert torch.equal(other_mask, mask)
+    for mine, others in zip(gates, other_gates):
+        assert torch.equal(others.hidden, mine.hidden[:, order])
+        assert torch.equal(others.out, mine.out)
+
+
 def test_crossovers_are_measured_reported_and_overridable():
     folded = network(site="both", stacks=1)
     measured = StreamEngine(folded).info

@@ -49,7 +49,10 @@ class PlacedGates:
         start = 0
         for block in network.blocks:
             gate: Any = block.gate
-            gate.expand.bias.copy_(torch.from_numpy(marks[start : start + gate.gates]))
+            own = marks[start : start + gate.gates]
+            # In the order of the biases that they replace, by which the engine orders channels.
+            own[np.argsort(gate.expand.bias.numpy(), kind="stable")] = own.copy()
+            gate.expand.bias.copy_(torch.from_numpy(own))
             start += gate.gates
         self.model = PackedModel(network, precision)
         self._floats = self.model.tensor.view(torch.float32).numpy()
