@@ -135,22 +135,36 @@ DYNCP_INLINE Floats multiply_rows(const char* const* rows, int count, const floa
   return sum_of_rows(sums);
 }
 
-// Stores the products of the rows on the list, which multiply(rows, count) gives for a vector of them, one after
-// another.
+// Products of listed rows wait in memory until the others have their places between them: one after another where the
+// processor has an instruction that spreads a vector, else each at its own place.
+#if defined(__AVX512F__)
+DYNCP_INLINE void store_listed(float* products, const int32_t*, int first, int, Floats values) {
+  store(products + first, values);
+}
+#else
+DYNCP_INLINE void store_listed(float* products, const int32_t* list, int first, int count, Floats values) {
+  float lanes[kWidth];
+  store(lanes, values);
+  for (int r = 0; r < count; ++r) products[list[first + r]] = lanes[r];
+}
+#endif
+
+// Stores the products of the rows on the list, which multiply(rows, count) gives for a vector of them.
 template <class Multiply>
 DYNCP_INLINE void multiply_listed(const int32_t* list, int count, const char* weights, int64_t stride, float* products,
                                   Multiply multiply) {
   for (int first = 0; first < count; first += kWidth) {
     const char* rows[kWidth];
     for (int r = 0; r < kWidth; ++r) rows[r] = weights + list[first + r] * stride;
-    store(products + first, multiply(rows, least(kWidth, count - first)));
+    const int filled = least(kWidth, count - first);
+    store_listed(products, list, first, filled, multiply(rows, filled));
   }
 }
 
-// Calls use(place, mask of the bits, vector) for all places below `length`, where the lanes with a bit are the next of
-// the packed values and the others are anything, or skip(place) where none has a bit.
+// Calls use(place, mask of the bits, vector of products) for all places below `length`, where the lanes without a bit
+// are anything, or skip(place) where none has a bit.
 template <class Use, class Skip>
-DYNCP_INLINE void for_spread(const uint16_t* bits, int length, const float* packed, Use use, Skip skip) {
+DYNCP_INLINE void for_spread(const uint16_t* bits, int length, const float* products, Use use, Skip skip) {
   for (int i = 0; i < length; i += kPad) {
     const uint32_t word = bits[i / kPad];
     if (word == 0) {
@@ -158,13 +172,11 @@ DYNCP_INLINE void for_spread(const uint16_t* bits, int length, const float* pack
       continue;
     }
 #if defined(__AVX512F__)
-    use(i, lanes_of(bits, i),
-        bits_as<Floats>(_mm512_maskz_expand_ps(static_cast<__mmask16>(word), bits_as<__m512>(load(packed)))));
-    packed += __builtin_popcount(word);
+    const auto kept = static_cast<__mmask16>(word);
+    use(i, lanes_of(bits, i), bits_as<Floats>(_mm512_maskz_expand_ps(kept, bits_as<__m512>(load(products)))));
+    products += __builtin_popcount(word);
 #else
-    float values[kPad] = {};
-    for (uint32_t rest = word; rest != 0; rest &= rest - 1) values[__builtin_ctz(rest)] = *packed++;
-    for (int j = 0; j < kPad; j += kWidth) use(i + j, lanes_of(bits, i + j), load(values + j));
+    for (int j = 0; j < kPad; j += kWidth) use(i + j, lanes_of(bits, i + j), load(products + i + j));
 #endif
   }
 }
