@@ -5,6 +5,7 @@
 #   TORCH_VERSION  torch to install; the CPU build where pip can find one
 #   AUDIO          noisy file for `make demo`
 #   TESTS          what `make test` runs
+#   BENCH_OUT      where `make bench` writes its results
 #   GPU_PYTHON     interpreter with torch for CUDA, for `make gpu`; no virtual environment is made
 #   GPU_SECONDS    time for all of `make gpu`
 
@@ -13,6 +14,7 @@ VENV ?= .venv
 TORCH_VERSION ?= 2.13.0
 AUDIO ?=
 TESTS ?= tests
+BENCH_OUT ?= bench-out
 GPU_PYTHON ?= python3
 GPU_SECONDS ?= 460
 BIN := $(VENV)/bin
@@ -50,7 +52,7 @@ lint: setup
 bench: build
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m pytest benchmarks --benchmark-only
-	$(BIN)/dyncp bench --out benchmarks/results
+	$(BIN)/dyncp bench --out $(BENCH_OUT)
 
 # Builds, tests and measures on a GPU with the interpreter found there; needs no network.
 gpu:
@@ -60,4 +62,4 @@ wheel: setup
 	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist demo-out dyncp_kernels.egg-info dyncp_kernels/*.so
+	rm -rf build dist demo-out bench-out dyncp_kernels.egg-info dyncp_kernels/*.so
