@@ -43,7 +43,8 @@ class StreamingEnhancer:
     """
 
     _like: tuple[int, Any, bool]  # dimensions, dtype and whether numpy, of the last push
-    _waiting: Tensor
+    _waiting: Tensor  # samples of an unfinished hop, (S, fewer than hop)
+    _nothing: Tensor  # the same without any
     _received: int
 
     def __init__(
@@ -126,10 +127,13 @@ class StreamingEnhancer:
             )
         self._like = (samples.ndim, samples.dtype, isinstance(samples, np.ndarray))
         self._received += batch.shape[-1]
-        waiting = torch.cat((self._waiting, batch.cpu()), dim=-1)
-        whole = waiting.shape[-1] // self._config.hop * self._config.hop
-        self._waiting = waiting[:, whole:].clone()
-        enhanced, gates = self._process(waiting[:, :whole])
+        waiting = batch.cpu()
+        if self._waiting.shape[-1]:
+            waiting = torch.cat((self._waiting, waiting), dim=-1)
+        rest = waiting.shape[-1] % self._config.hop
+        whole = waiting.shape[-1] - rest
+        self._waiting = waiting[:, whole:].clone() if rest else self._nothing
+        enhanced, gates = self._process(waiting[:, :whole] if rest else waiting, return_gates)
         return (restore(enhanced), gates) if return_gates else restore(enhanced)
 
     def flush(self, *, return_gates: bool = False) -> Any:
@@ -140,7 +144,7 @@ class StreamingEnhancer:
         hop = self._config.hop
         due = self._received + self.latency - self._frames * hop
         silence = torch.zeros(self.streams, -(-due // hop) * hop - self._waiting.shape[-1])
-        rest, gates = self._process(torch.cat((self._waiting, silence), dim=-1))
+        rest, gates = self._process(torch.cat((self._waiting, silence), dim=-1), return_gates)
         dimensions, dtype, is_numpy = self._like
         shaped = rest[:, :due] if dimensions == 2 else rest[0, :due]
         self.reset()
@@ -150,17 +154,16 @@ class StreamingEnhancer:
     def reset(self) -> None:
         """Forget the signal so far, as if newly made."""
         self._hops.reset()
-        self._waiting = torch.zeros(self.streams, 0)
+        self._waiting = self._nothing = torch.zeros(self.streams, 0)
         self._received = 0
         self._frames = 0
         self._like = (2, torch.float32, False)
 
-    def _process(self, samples: Tensor) -> tuple[Tensor, list[BlockGates]]:
+    def _process(self, samples: Tensor, return_gates: bool) -> tuple[Tensor, list[BlockGates]]:
         if not samples.shape[-1]:
             return samples, []
         self._frames += samples.shape[-1] // self._config.hop
-        with torch.no_grad():
-            return self._hops.push(samples, self._shift)
+        return self._hops.push(samples, self._shift, return_gates)
 
 
 def _engine_runs(model: nn.Module) -> bool:
@@ -185,15 +188,18 @@ class _EngineHops:
         for engine in self._engines:
             engine.reset()
 
-    def push(self, samples: Tensor, shift: float) -> tuple[Tensor, list[BlockGates]]:
-        """Enhance (S, n * hop) samples; gates (S, channels, n)."""
-        enhanced, gates = [], []
-        for engine, signal in zip(self._engines, samples):
+    def push(self, samples: Tensor, shift: float, return_gates: bool) -> tuple[Tensor, list[BlockGates]]:
+        """Enhance (S, n * hop) samples; gates (S, channels, n), or none of them."""
+        enhanced = torch.empty_like(samples, memory_format=torch.contiguous_format)
+        gates = []
+        for engine, signal, hops in zip(self._engines, samples.unbind(), enhanced.unbind()):
             engine.shift = shift
-            hops, used = engine.push_hop_with_gates(signal.contiguous())
-            enhanced.append(hops)
-            gates.append(used)
-        return torch.stack(enhanced), [_stacked(block) for block in zip(*gates)]
+            if return_gates:
+                hops[:], used = engine.push_hop_with_gates(signal.contiguous())
+                gates.append(used)
+            else:
+                engine.push_hop(signal.contiguous(), hops)
+        return enhanced, [_stacked(block) for block in zip(*gates)]
 
 
 class _ModelHops:
@@ -215,8 +221,9 @@ class _ModelHops:
         self._synthesis.reset()
         self._state = self._model.initial_state(self._streams)
 
-    def push(self, samples: Tensor, shift: float) -> tuple[Tensor, list[BlockGates]]:
-        """Enhance (S, n * hop) samples; gates (S, channels, n)."""
+    @torch.no_grad()
+    def push(self, samples: Tensor, shift: float, return_gates: bool) -> tuple[Tensor, list[BlockGates]]:
+        """Enhance (S, n * hop) samples; gates (S, channels, n), or none of them."""
         spectrum = self._analysis.push(samples)
         dtype = next(iter(self._model.buffers())).dtype
         masks, decided = [], []
@@ -225,7 +232,8 @@ class _ModelHops:
             masks.append(mask)
             decided.append(gates)
         mask = torch.stack(masks, dim=-1).to("cpu", samples.dtype)
-        return self._synthesis.push(apply_mask(spectrum, mask)), [_joined(frames) for frames in zip(*decided)]
+        gates = [_joined(frames) for frames in zip(*decided)] if return_gates else []
+        return self._synthesis.push(apply_mask(spectrum, mask)), gates
 
 
 def _stacked(streams: Sequence[BlockGates]) -> BlockGates:

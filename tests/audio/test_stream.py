@@ -151,6 +151,19 @@ def test_gates_equal_the_offline_ones(site):
                 assert (torch.cat(parts, -1) != whole).float().mean() < 0.002  # a score may round across 0
 
 
+@pytest.mark.parametrize("streams", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_asking_for_gates_does_not_change_the_samples(streams, dtype):
+    model = small_net(site="both").to(dtype)
+    signal = torch.from_numpy(noise(streams, 1500)).to(dtype).T.contiguous().T  # rows that are not in one piece
+    plain, asking = StreamingEnhancer(model, streams=streams), StreamingEnhancer(model, streams=streams)
+    for part in signal.split([256, 512, 100, 412, 220], dim=-1):
+        samples, gates = asking.push(part, return_gates=True)
+        assert torch.equal(plain.push(part), samples)
+        assert all(block.hidden.shape == (streams, 24, samples.shape[-1] // 256) for block in gates)
+    assert torch.equal(plain.flush(), asking.flush())
+
+
 def test_budget_may_change_while_streaming():
     model = small_net()
     model.calibration = [(0.0, -1e3), (1.0, 1e3)]
