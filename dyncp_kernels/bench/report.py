@@ -66,7 +66,10 @@ def goals(results: Results) -> list[Goal]:
             2.0,
             3.0,
         ),
-        Goal("samples in to samples out: us per hop beside the network", _beside_network(rows), 60, 25, True),
+        Goal(
+            "samples in to samples out: us per hop beside the network", _beside_network(rows, "samples"), 60, 25, True
+        ),
+        Goal("the same through StreamingEnhancer", _beside_network(rows, "enhancer"), 60, 25, True),
     ]
     full = _precision_time(rows, "float32")
     for dtype in ("int24", "float16", "bfloat16", "int8"):
@@ -117,9 +120,9 @@ def _slowdown(rows: Sequence[Row], suite: str) -> float | None:
     return max((-saving for saving in savings if saving is not None), default=None)
 
 
-def _beside_network(rows: Sequence[Row]) -> float | None:
+def _beside_network(rows: Sequence[Row], path: str) -> float | None:
     alone = _time(rows, "full_path", _static)
-    whole = _time(rows, "full_path", lambda row: row.engine == f"{_STATIC}, samples")
+    whole = _time(rows, "full_path", lambda row: row.engine == f"{_STATIC}, {path}")
     return None if alone is None or whole is None else whole - alone
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dyncp_kernels.bench.engines import ENGINES, Engine, Run
-from dyncp_kernels.bench.engines.dyncp import HopStream, Stream
+from dyncp_kernels.bench.engines.dyncp import EnhancerStream, HopStream, Stream
 from dyncp_kernels.bench.machine import machine_header, read_microseconds
 from dyncp_kernels.bench.masks import Masks, find_recorded, random_masks, read_biases, read_recorded
 from dyncp_kernels.bench.measure import Check, check_offline, check_stream, measure
@@ -302,7 +302,7 @@ def _precision(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) ->
 
 
 def _full_path(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
-    """Samples in, samples out, beside the network alone on the same frames."""
+    """Samples in, samples out, by engine and by ``StreamingEnhancer``, beside the network alone on the same frames."""
     works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
     works += gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
     cases = []
@@ -311,6 +311,7 @@ def _full_path(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) ->
         alone = Workload(work.network, work.features, work.gates, work.density, work.source)
         cases.append(Case("full_path", name, alone, partial(Stream, alone, plan.threads)))
         cases.append(Case("full_path", f"{name}, samples", work, partial(HopStream, work, plan.threads)))
+        cases.append(Case("full_path", f"{name}, enhancer", work, partial(EnhancerStream, work, plan.threads)))
     rows += run_cases(cases, plan, plan.seconds / 2, notice)
 
 

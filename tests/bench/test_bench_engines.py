@@ -90,14 +90,15 @@ def test_the_streaming_engine_decides_the_wanted_gates_by_itself(site):
 
 @needs_extension
 @pytest.mark.parametrize("site", ["none", "hidden"])
-def test_samples_in_give_the_samples_of_the_reference_out(site):
-    from dyncp_kernels.bench.engines.dyncp import HopStream
+@pytest.mark.parametrize("engine", ["HopStream", "EnhancerStream"])
+def test_samples_in_give_the_samples_of_the_reference_out(engine, site):
+    from dyncp_kernels.bench.engines import dyncp
 
     work = hop_workload(workload(site))
     assert work.expected.shape == (1, 256, FRAMES)
     assert work.expected[..., 2:].abs().max() > 0.01
     threads = torch.get_num_threads()
-    run = HopStream(work, 1)
+    run = getattr(dyncp, engine)(work, 1)
     torch.set_num_threads(threads)
     assert check_stream(run, work).max_error < 1e-5
 

@@ -29,6 +29,7 @@ def example(correct=True):
         with_savings(row(engine="narrower 80, time of hidden 25% recorded", p50=24.5, macs=250e3), static),
         row("full_path", p50=60.0),
         row("full_path", "dyncp static, samples", p50=72.0),
+        row("full_path", "dyncp static, enhancer", p50=95.0),
         row("precision", p50=60.0),
         row("precision", p50=30.0, dtype="int8"),
     ]
@@ -49,6 +50,7 @@ def test_goals_are_computed_from_the_rows(stored):
     assert reached["streaming, hidden site 25 %, recorded gates: realised"] == (pytest.approx(1.0), "aim")
     assert reached["streaming, any site and density: slower than our static by"][1] == "aim"
     assert reached["samples in to samples out: us per hop beside the network"] == (12.0, "aim")
+    assert reached["the same through StreamingEnhancer"] == (35.0, "must")
     assert reached["streaming, static: float32 / int8 weights"] == (2.0, "must")
     assert reached["offline 1 x 500, static: fastest other engine / ours"] == (None, "not measured")
 
@@ -75,7 +77,7 @@ def test_the_page_has_machine_goals_every_row_and_the_notes(stored):
     page = markdown(stored, "savings.png")
     for text in ("- processor: some processor", "- governor: unknown", "![", "(savings.png)", "- a note"):
         assert text in page
-    assert sum(line.startswith("| dyncp static") for line in page.splitlines()) == 5
+    assert sum(line.startswith("| dyncp static") for line in page.splitlines()) == 6
     (line,) = [line for line in page.splitlines() if "dyncp gated | hidden | 25% | recorded" in line]
     assert "| 240.0 | 24.0 | 48.0 | 60.0% | 60.0% | 1.00 | 2.50 |" in line
 
@@ -95,5 +97,5 @@ def test_the_terminal_shows_every_engine_and_marks_wrong_ones_at_any_width(width
     print_tables(example(correct=False), console)
     text = console.export_text()
     assert text.count("WRONG") == 1
-    assert text.count("dyncp static") == 5
+    assert text.count("dyncp static") == 6
     assert ("p99 us" in text.splitlines()[2]) == (width == 220)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dyncp_kernels.audio.stream import StreamingEnhancer
 from dyncp_kernels.bench.engines.interface import Run
 from dyncp_kernels.bench.engines.tap_rings import frame_rows
 from dyncp_kernels.bench.workload import HopWorkload, Workload
@@ -22,7 +23,7 @@ from dyncp_kernels.clip_engine import ClipEngine
 from dyncp_kernels.engine import PackedModel, StreamEngine
 from dyncp_kernels.nn.block import BlockGates
 
-__all__ = ["HopStream", "Offline", "PlacedGates", "Stream"]
+__all__ = ["EnhancerStream", "HopStream", "Offline", "PlacedGates", "Stream"]
 
 Array = NDArray[np.float32]
 
@@ -111,6 +112,20 @@ class HopStream(Stream):
     def _inputs(self, work: Workload) -> list[Tensor]:
         assert isinstance(work, HopWorkload)
         return [hop.contiguous() for hop in work.samples.unfold(0, work.config.hop, work.config.hop)]
+
+
+class EnhancerStream(HopStream):
+    """The same through ``StreamingEnhancer``, which takes samples in pieces of any length and checks them."""
+
+    def __init__(self, work: HopWorkload, threads: int):
+        super().__init__(work, threads)
+        self._enhancer = StreamingEnhancer(self.engine.model)
+
+    def reset(self) -> None:
+        self._enhancer.reset()
+
+    def __call__(self, frame: int) -> None:
+        self._out = self._enhancer.push(self._frames[frame])
 
 
 class Offline(Run):
