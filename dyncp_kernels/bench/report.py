@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dyncp_kernels._optional import require
-from dyncp_kernels.bench.row import Results, Row
+from dyncp_kernels.bench.row import Results, Row, path_of
 
 __all__ = ["Goal", "goals", "markdown", "plot", "print_tables"]
 
@@ -148,7 +148,7 @@ def _cells(row: Row, baselines: Sequence[Row]) -> tuple[str, ...]:
         return "" if value is None else f"{value:.1%}"
 
     # The quotient is shown for the same reason and under the same condition as the saving.
-    base = next((b for b in baselines if b.dtype == row.dtype), None)
+    base = next((b for b in baselines if (b.dtype, path_of(b)) == (row.dtype, path_of(row))), None)
     speed_up = ""
     if base is not None and base is not row and base.correct and row.correct:
         speed_up = f"{base.p50_us_per_frame / row.p50_us_per_frame:.2f}"
@@ -172,7 +172,7 @@ def _cells(row: Row, baselines: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    baselines = [row for row in rows if _static(row)]
+    baselines = [row for row in rows if row.engine.startswith(_STATIC)]
     return [_cells(row, baselines) for row in rows]
 
 
@@ -224,8 +224,8 @@ def markdown(results: Results, figure: str | None = None) -> str:
         "",
         "Times are microseconds per 16 ms frame, gate networks and index lists included; engines took turns in one",
         "process, and every output was checked against a float64 reference in the same run. `MACs saved`, `time saved`",
-        "and `speed-up` are against `dyncp static` in the same table and dtype; `realised` is time saved / MACs saved.",
-        "How everything is measured: `benchmarks/README.md`.",
+        "and `speed-up` are against `dyncp static` in the same table and dtype, called in the same way; `realised` is",
+        "time saved / MACs saved. How everything is measured: `benchmarks/README.md`.",
         "",
     ]
     if figure:

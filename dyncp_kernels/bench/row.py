@@ -62,6 +62,11 @@ class Row:
     max_error: float | None
 
 
+def path_of(row: Row) -> str:
+    """``samples`` or ``enhancer`` for engines of this package that get samples, named after a comma; else nothing."""
+    return row.engine.partition(", ")[2] if row.engine.startswith("dyncp") else ""
+
+
 def with_savings(row: Row, baseline: Row) -> Row:
     """The row with its savings against ``baseline``: MACs always, time only while both are correct."""
     macs = 1.0 - row.macs_per_frame / baseline.macs_per_frame

@@ -17,7 +17,7 @@ from dyncp_kernels.bench.machine import machine_header, read_microseconds
 from dyncp_kernels.bench.masks import Masks, find_recorded, random_masks, read_biases, read_recorded
 from dyncp_kernels.bench.measure import Check, check_offline, check_stream, measure
 from dyncp_kernels.bench.narrower import dense_config, width_of_equal_macs, width_of_equal_time
-from dyncp_kernels.bench.row import Results, Row, with_savings
+from dyncp_kernels.bench.row import Results, Row, path_of, with_savings
 from dyncp_kernels.bench.workload import Workload, hop_workload, synthetic_workload
 from dyncp_kernels.engine import PRECISIONS, PackedModel
 from dyncp_kernels.evaluation.dynamism import DynamismMeter
@@ -157,13 +157,14 @@ def run_cases(cases: Sequence[Case], plan: Plan, seconds: float, notice: Notice 
 
 
 def _savings(rows: Sequence[Row]) -> list[Row]:
-    """Savings of this package's rows against its static network in the same dtype."""
-    baselines = {row.dtype: row for row in rows if row.engine == _BASELINE}
-    own = ("dyncp", "narrower")
-    return [
-        with_savings(row, baselines[row.dtype]) if row.dtype in baselines and row.engine.startswith(own) else row
-        for row in rows
-    ]
+    """Savings of this package's rows against its static network in the same dtype, called in the same way."""
+    baselines = {(row.dtype, path_of(row)): row for row in rows if row.engine.startswith(_BASELINE)}
+    saved = []
+    for row in rows:
+        baseline = baselines.get((row.dtype, path_of(row)))
+        is_own = row.engine.startswith(("dyncp", "narrower"))
+        saved.append(with_savings(row, baseline) if is_own and baseline is not None else row)
+    return saved
 
 
 def gated_works(plan: Plan, batch: int, frames: int, densities: Sequence[float], notes: list[str]) -> list[Workload]:

@@ -76,6 +76,14 @@ def test_the_full_path_stands_beside_the_network_alone(results):
         assert engines.count(f"dyncp gated{path}") == 3
 
 
+def test_savings_of_samples_are_against_the_static_network_on_samples(results):
+    rows = {row.engine: row for row in results.rows if row.suite == "full_path" and row.gates != "random"}
+    for path in ("", ", samples", ", enhancer"):
+        base, gated = rows[f"dyncp static{path}"], rows[f"dyncp gated{path}"]
+        assert gated.saving_time == pytest.approx(1 - gated.p50_us_per_frame / base.p50_us_per_frame)
+        assert base.saving_time == 0
+
+
 def test_what_was_left_out_is_said(results):
     notes = "\n".join(results.notes)
     assert "torch.compile left out" in notes
