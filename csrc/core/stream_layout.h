@@ -9,8 +9,7 @@
 // shift or a shuffle unpacks whole vectors and every load is aligned: of four vectors w[0..3] of kPad weights, lane for
 // lane,
 //   bfloat16  two vectors of words of 32 bits with w[0] and w[2] in the lower half and w[1] and w[3] in the upper one.
-//   int24     three vectors of words with w[0], w[1], w[2] in the upper three bytes, and w[3] spread over the low
-//   bytes,
+//   int24     three vectors of words with w[0], w[1], w[2] in the upper three bytes, and w[3] spread over the lowest,
 //             its highest byte first.  Up to three vectors left over stand in words of their own.
 //   int8      one vector of words with w[0] in the lowest byte and w[3] in the highest.
 // Kernels leave the bytes below a weight in its word: the packer has rounded the weight so that the word comes closest.
@@ -89,7 +88,7 @@ struct PackedBlock {
   float slope_in, slope_dw;        // 0 for ReLU
   PanelMatrix w_in, w_out;         // no weights of w_out with hidden gates
   int64_t hidden_rows, hidden_columns, out_rows;
-  int64_t hidden_order;     // int32 for each hidden place: which channel of the network it is; only with hidden gates
+  int64_t hidden_order;     // int32 for each place: which hidden channel of the network it is; only with hidden gates
   int64_t b_dw, w_dw;       // [hidden], [tap][hidden]
   PanelMatrix gate_reduce;  // weights as rows
   PanelMatrix gate_expand;  // inputs gate_width, outputs all gates; for a constant gate only bias, the scores

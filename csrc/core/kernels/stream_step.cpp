@@ -14,10 +14,6 @@ DYNCP_INLINE int least(int a, int b) { return a < b ? a : b; }
 
 DYNCP_INLINE Floats activate(Floats v, float slope) { return prelu<float>(v, slope); }
 
-// Values of an array over the channels: neighbours from `first`, or those at the indices.
-DYNCP_INLINE Floats pick(const float* values, int first) { return load(values + first); }
-DYNCP_INLINE Floats pick(const float* values, const int32_t* indices) { return gather(values, indices); }
-
 // ---- products in which every output is wanted
 
 // A piece of a row, as load_weights takes it apart: kUnits times the same part of kCount vectors of kPad weights.
@@ -80,10 +76,10 @@ DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, Value value, Floats
 }
 
 // scale * sum + bias of the outputs from `place` on; without a scale for floats.
-template <Precision P, class Which>
-DYNCP_INLINE Floats finished(Floats sum, const void* model, const PanelMatrix& matrix, Which which) {
-  const Floats bias = pick(at<float>(model, matrix.bias), which);
-  return has_scales(P) ? sum * pick(at<float>(model, matrix.scale), which) + bias : sum + bias;
+template <Precision P>
+DYNCP_INLINE Floats finished(Floats sum, const void* model, const PanelMatrix& matrix, int place) {
+  const Floats bias = load(at<float>(model, matrix.bias) + place);
+  return has_scales(P) ? sum * load(at<float>(model, matrix.scale) + place) + bias : sum + bias;
 }
 
 // Calls use(place, vector of outputs) for all of W x + bias.
@@ -345,8 +341,10 @@ void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History&
       [&](const char* const* rows, int filled) { return multiply_rows<P>(rows, filled, x, h.channels_padded); });
   for_spread(
       bits, h.hidden_padded, products,
-      [&](int place, Integers kept, Floats product)
-          DYNCP_INLINED { convolve(h, b, history, place, kept, finished<P>(product, &h, b.w_in, place), z); },
+      [&](int place, Integers kept, Floats product) DYNCP_INLINED {
+        const Floats sum = finished<P>(product, &h, b.w_in, place);
+        convolve(h, b, history, place, kept, sum, z);
+      },
       [&](int place) DYNCP_INLINED {
         store(history.rows[h.geometry.taps - 1] + place, zero<float>());
         store(z + place, zero<float>());

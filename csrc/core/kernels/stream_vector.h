@@ -1,5 +1,5 @@
 // Vector operations of the streaming kernels that simd.h does not have: weights of few bits widened by the
-// processor's own conversions, sums of several vectors at once, gathers, comparisons as bits.
+// processor's own conversions, sums of several vectors at once, comparisons as bits.
 #pragma once
 
 #include <type_traits>
@@ -161,18 +161,6 @@ DYNCP_INLINE Floats sum_of_rows(const Floats* r) {
   return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
 }
 #endif
-
-// Values of base at the indices.
-DYNCP_INLINE Floats gather(const float* base, const int32_t* indices) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Floats>(
-      _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, _mm512_loadu_si512(indices), base, 4));
-#else
-  Floats values{};
-  for (int i = 0; i < kWidth; ++i) values[i] = base[indices[i]];
-  return values;
-#endif
-}
 
 // Bit i is set where lane i of the comparison is true.
 DYNCP_INLINE uint32_t bits_of(Integers comparison) {
