@@ -120,7 +120,7 @@ class Writer {
       for (size_t lane = 0; lane < kPad && first + lane < weights.size(); ++lane) {
         const size_t upper = first + kPad + lane;
         const uint32_t below = closest_bfloat16(weights[first + lane], 0) >> 16;
-        *(words + first / 2 + lane) = upper < weights.size() ? closest_bfloat16(weights[upper], below) : below;
+        words[first / 2 + lane] = upper < weights.size() ? closest_bfloat16(weights[upper], below) : below;
       }
     }
   }
@@ -275,8 +275,10 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     b.w_dw = memory.floats(int64_t{h.hidden_padded} * g.taps);
     b.w_out = g.gates_hidden ? take_outputs(memory, precision, g.hidden, g.channels)
                              : take_panel(memory, precision, g.hidden, g.channels);
-    if (g.gates_hidden) b.hidden_order = memory.take(4 * int64_t{g.hidden});
-    if (g.gates_hidden) b.hidden_columns = memory.take(h.hidden_column_stride * g.hidden, row_alignment);
+    if (g.gates_hidden) {
+      b.hidden_order = memory.take(4 * int64_t{g.hidden});
+      b.hidden_columns = memory.take(h.hidden_column_stride * g.hidden, row_alignment);
+    }
 
     b.history = state.floats(int64_t{h.hidden_padded} * b.history_rows);
     if (g.gate_kind == GateKind::pooled) {

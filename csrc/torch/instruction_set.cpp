@@ -1,13 +1,12 @@
 // The instruction set of the kernels and how they take sparse gates, for dyncp_kernels/_extension.py (through ctypes,
 // not as ops).
+#include "core/dyncp.h"
 #include "core/gated_conv.h"
 #include "core/isa.h"
 
 #include <cstring>
 #include <exception>
 #include <string>
-
-#define DYNCP_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
 
@@ -20,7 +19,7 @@ int report(const std::string& text, char* buffer, int size) {
 }  // namespace
 
 // Each writes a text of at most size - 1 characters and returns 0, or 1 when the text is an error message.
-DYNCP_EXPORT int dyncp_instruction_set(char* buffer, int size) {
+extern "C" DYNCP_API int dyncp_instruction_set(char* buffer, int size) {
   try {
     return report(dyncp::isa_name(dyncp::active_isa()), buffer, size);
   } catch (const std::exception& error) {
@@ -29,7 +28,7 @@ DYNCP_EXPORT int dyncp_instruction_set(char* buffer, int size) {
   }
 }
 
-DYNCP_EXPORT int dyncp_set_instruction_set(const char* name, char* buffer, int size) {
+extern "C" DYNCP_API int dyncp_set_instruction_set(const char* name, char* buffer, int size) {
   try {
     dyncp::set_active_isa(name);
     return report(name, buffer, size);
@@ -39,7 +38,7 @@ DYNCP_EXPORT int dyncp_set_instruction_set(const char* name, char* buffer, int s
   }
 }
 
-DYNCP_EXPORT int dyncp_set_offline_strategy(const char* name, char* buffer, int size) {
+extern "C" DYNCP_API int dyncp_set_offline_strategy(const char* name, char* buffer, int size) {
   try {
     dyncp::set_offline_strategy(name);
     return report(name, buffer, size);
@@ -49,7 +48,7 @@ DYNCP_EXPORT int dyncp_set_offline_strategy(const char* name, char* buffer, int 
   }
 }
 
-DYNCP_EXPORT int dyncp_supported_instruction_sets(char* buffer, int size) {
+extern "C" DYNCP_API int dyncp_supported_instruction_sets(char* buffer, int size) {
   std::string names;
   for (dyncp::Isa isa : dyncp::supported_isas())
     names += (names.empty() ? "" : ",") + std::string(dyncp::isa_name(isa));

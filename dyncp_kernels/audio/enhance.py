@@ -101,6 +101,9 @@ def checked_samples(samples: Any, name: str) -> tuple[Tensor, Any]:
 
 
 def _all_finite(samples: Tensor) -> bool:
-    values = samples.cpu().numpy()
-    # One quick sum, for streams: it is finite unless a sample is not, or it overflows.
-    return math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
+    if samples.is_cpu:
+        # One quick sum, for streams: it is finite unless a sample is not, or it overflows.
+        values = samples.numpy()
+        if math.isfinite(np.vdot(values, values)):
+            return True
+    return bool(torch.isfinite(samples).all())

@@ -24,7 +24,7 @@ class Row:
     Attributes:
         suite: ``streaming`` (one frame a call), ``precision`` (the same with narrower weights), ``full_path`` (one hop
             of samples a call) or ``offline`` (a batch of clips a call).
-        engine: name of the engine; a narrower dense net carries its hidden width.
+        engine: name of the engine; a narrower dense net carries its hidden width, and what takes samples says how.
         site: gated channels: ``none``, ``output`` or ``hidden``.
         density: nominal share of channels kept; the MACs are counted from the masks that were really used.
         gates: where the masks come from: ``none``, ``random`` or ``recorded``.
@@ -36,8 +36,8 @@ class Row:
         p50_us_per_frame: median microseconds per frame.
         p99_us_per_frame: 99th percentile of the same.
         saving_macs: 1 - MACs / MACs of this package's static network; None for other engines.
-        saving_time: 1 - median time / median time of this package's static network in the same run, None likewise and
-            wherever a correctness check failed.
+        saving_time: 1 - median time / median time of this package's static network in the same run, called in the same
+            way; None likewise and wherever a correctness check failed.
         realised: saving_time / saving_macs, where MACs are saved.
         correct: whether the outputs agreed with the float64 reference.
         max_error: largest absolute difference of a mask value from it; None when an output was not finite.
