@@ -1,4 +1,6 @@
-"""Build of the native extension: one shared library on the libtorch stable ABI, one object per instruction set.
+"""Build of the native extension: a shared library on the libtorch stable ABI, one object per instruction set.
+
+Where Python's headers are installed a small module on Python's limited API lets the streaming engine be called faster.
 
 Everything else about the package is in pyproject.toml.  Environment variables:
 
@@ -20,6 +22,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,6 +64,11 @@ def find_compiler() -> str | None:
     return next((name for name in candidates if shutil.which(shlex.split(name)[0])), None)
 
 
+def further_flags() -> list[str]:
+    """The compiler flags that the user adds."""
+    return shlex.split(os.environ.get("DYNCP_CXXFLAGS", ""))
+
+
 def instruction_sets(compiler: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The sets that this compiler can build for this processor, each with its flags, and the flags of every source."""
     sets = dict(INSTRUCTION_SETS.get(platform.machine().lower(), {"portable": []}))
@@ -86,6 +94,12 @@ def reason_for_no_extension() -> str | None:
     if find_compiler() is None:
         return "no C++ compiler was found; install g++ or clang++ and install the package again"
     return None
+
+
+def python_headers() -> Path | None:
+    """The folder of Python.h, or None when it is not installed."""
+    folder = Path(sysconfig.get_path("include"))
+    return folder if (folder / "Python.h").exists() else None
 
 
 def find_nvcc() -> str | None:
@@ -132,13 +146,13 @@ class BuildExtension(build_ext):
         OBJECTS.mkdir(parents=True, exist_ok=True)
         with open(OBJECTS / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            build = self._build_cuda if ext.name.endswith("_C_cuda") else self._build
+            builds = {"_C": self._build, "_C_cuda": self._build_cuda, "_frame_call": self._build_frame_call}
+            build = builds[ext.name.rpartition(".")[2]]
             build(shlex.split(compiler), torch_root, torch.__version__, Path(self.get_ext_fullpath(ext.name)))
 
     def _build(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
         sets, set_flag = instruction_sets(compiler)
-        flags = [*COMMON_FLAGS, *self._standard_flag(compiler), *set_flag, f"-I{CSRC}"]
-        flags += shlex.split(os.environ.get("DYNCP_CXXFLAGS", ""))
+        flags = [*COMMON_FLAGS, *self._standard_flag(compiler), *set_flag, f"-I{CSRC}", *further_flags()]
         torch_flags = [f"-isystem{torch_root / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
 
         jobs: list[tuple[Path, Path, list[str], str]] = []
@@ -156,17 +170,28 @@ class BuildExtension(build_ext):
             changed = list(pool.map(lambda job: self._compile(compiler, *job), jobs))
 
         objects = [str(target) for _, target, _, _ in jobs]
-        link = [*compiler, "-shared", *objects, f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
-        link += shlex.split(os.environ.get("DYNCP_CXXFLAGS", ""))
+        link = [*compiler, *further_flags(), "-shared", *objects, f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
+        self._link(link, torch_version, output, any(changed))
+
+    def _build_frame_call(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
+        """The fast way from Python into the streaming engine: a module that finds everything else at run time."""
+        flags = [*COMMON_FLAGS, *self._standard_flag(compiler), f"-isystem{torch_root / 'include'}"]
+        flags += [f"-isystem{python_headers()}", *further_flags()]
+        target = OBJECTS / "python.frame_call.o"
+        changed = self._compile(compiler, CSRC / "python" / "frame_call.cpp", target, flags, torch_version)
+        self._link([*compiler, *further_flags(), "-shared", str(target)], torch_version, output, changed)
+
+    def _link(self, link: list[str], torch_version: str, output: Path, changed: bool) -> None:
+        """Link `output` when an object, the command or torch has changed."""
         if sys.platform == "darwin":
-            link += ["-undefined", "dynamic_lookup"]
+            link = [*link, "-undefined", "dynamic_lookup"]
         signature = hashlib.sha256(" ".join([*link, torch_version]).encode()).hexdigest()
         stamp = OBJECTS / f"{output.name}.link"
-        output.parent.mkdir(parents=True, exist_ok=True)
         current = stamp.exists() and stamp.read_text() == f"{signature} {output}"
-        if output.exists() and current and not any(changed):
+        if output.exists() and current and not changed:
             return
         # The library is replaced, never rewritten in place: a running process keeps the file that it has mapped.
+        output.parent.mkdir(parents=True, exist_ok=True)
         fresh = output.with_name(output.name + ".new")
         self._run([*link, "-o", str(fresh)])
         os.replace(fresh, output)
@@ -195,12 +220,7 @@ class BuildExtension(build_ext):
         if (torch_root / "lib" / "libtorch_cuda.so").exists():
             libraries.append("-ltorch_cuda")
         link = [nvcc, "-shared", *[str(job[2]) for job in jobs], f"-L{torch_root / 'lib'}", *libraries]
-        if output.exists() and not any(changed):
-            return
-        output.parent.mkdir(parents=True, exist_ok=True)
-        fresh = output.with_name(output.name + ".new")
-        self._run([*link, "-o", str(fresh)])
-        os.replace(fresh, output)
+        self._link(link, torch_version, output, any(changed))
 
     @staticmethod
     def _standard_flag(compiler: list[str]) -> list[str]:
@@ -255,9 +275,15 @@ def main() -> None:
         print(f"dyncp_kernels: installing without the native extension: {reason}.", file=sys.stderr, flush=True)
         setup()
         return
-    names = ["dyncp_kernels._C", "dyncp_kernels._C_cuda"] if builds_cuda() else ["dyncp_kernels._C"]
+    names = ["_C"]
+    if builds_cuda():
+        names.append("_C_cuda")
+    if python_headers() is not None:
+        names.append("_frame_call")
+    else:
+        print("dyncp_kernels: no Python.h here, so streams are called through torch's dispatcher.", file=sys.stderr)
     setup(
-        ext_modules=[Extension(name, sources=[], py_limited_api=True) for name in names],
+        ext_modules=[Extension(f"dyncp_kernels.{name}", sources=[], py_limited_api=True) for name in names],
         cmdclass={"build_ext": BuildExtension},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )

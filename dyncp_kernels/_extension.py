@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,20 @@ def _call(name: str, *arguments: bytes) -> str:
     return text.value.decode()
 
 
-def c_function(name: str, *argument_types: Any) -> Any:
-    """A C function of the extension that takes numbers and addresses; None without the extension."""
+def frame_call(name: str) -> Callable[..., torch.Tensor | None] | None:
+    """A function of csrc/torch/stream_calls.cpp for Python: (packed, state, values, out, shift), where out may be None.
+
+    It gives the output, or None when the arguments are not plain float32 tensors on the CPU of fitting shapes.
+    There is none without the extension, or where the package was built without Python's headers.
+    """
     if _library is None:
         return None
-    function = getattr(_library, name)
-    function.argtypes = argument_types
-    return function
+    try:
+        module: Any = importlib.import_module("dyncp_kernels._frame_call")
+    except (ImportError, AttributeError):
+        return None
+    address = ctypes.cast(getattr(_library, name), ctypes.c_void_p).value
+    return module.function(address)
 
 
 def instruction_set() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from dyncp_kernels import _extension
 from dyncp_kernels._atomic import replacing
@@ -24,10 +23,8 @@ PRECISIONS = ("float32", "int24", "float16", "bfloat16", "int8")
 
 _FORMAT = "dyncp-folded-1"
 
-# packed, state, input, shift, output
-_FRAME_ARGUMENTS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_double, ctypes.c_void_p)
-_call_step = _extension.c_function("dyncp_call_step", *_FRAME_ARGUMENTS)
-_call_enhance = _extension.c_function("dyncp_call_enhance", *_FRAME_ARGUMENTS)
+_step = _extension.frame_call("dyncp_call_step")
+_enhance = _extension.frame_call("dyncp_call_enhance")
 
 
 def _folded(model: ConvFSENet | InferenceConvFSENet) -> InferenceConvFSENet:
@@ -179,8 +176,6 @@ class StreamEngine:
             -1.0 if hidden_crossover is None else hidden_crossover,
             -1.0 if out_crossover is None else out_crossover,
         )
-        self._frame_shapes = (self.config.bins,), (1, self.config.bins)
-        self._hop_shapes = ((self.config.hop,),)
         self._out_gates = self.config.channels * self.config.gates_output_channels
         self._hidden_gates = self.config.hidden * self.config.gates_hidden_channels
 
@@ -208,12 +203,12 @@ class StreamEngine:
         Raises:
             RuntimeError: wrong shape, dtype or device.
         """
-        mask = self._one(_call_step, self._frame_shapes, features, out)
-        if mask is not None:
-            return mask
+        if _step is not None and not is_dynamo_compiling():
+            mask = _step(self._packed, self._state, features, out, self.shift)
+            if mask is not None:
+                return mask
         if out is None:
-            mask = torch.ops.dyncp.stream_step.default(self._packed, self._state, features, self.shift)
-            return mask
+            return torch.ops.dyncp.stream_step.default(self._packed, self._state, features, self.shift)
         # The overload by name: a look-up of it would cost every frame a microsecond.
         torch.ops.dyncp.stream_step_out.default(self._packed, self._state, features, self.shift, out)
         return out
@@ -245,38 +240,14 @@ class StreamEngine:
         if isinstance(samples, np.ndarray):
             given = torch.from_numpy(np.ascontiguousarray(samples))
             return self.push_hop(given).numpy()
-        enhanced = self._one(_call_enhance, self._hop_shapes, samples, out)
-        if enhanced is not None:
-            return enhanced
+        if _enhance is not None and not is_dynamo_compiling():
+            enhanced = _enhance(self._packed, self._state, samples, out, self.shift)
+            if enhanced is not None:
+                return enhanced
         if out is None:
             return torch.ops.dyncp.stream_enhance.default(self._packed, self._state, samples, self.shift)
         torch.ops.dyncp.stream_enhance_out.default(self._packed, self._state, samples, self.shift, out)
         return out
-
-    def _one(self, call: Any, shapes: tuple[tuple[int, ...], ...], values: Tensor, out: Tensor | None) -> Tensor | None:
-        """The result for one frame or hop without torch's dispatcher; None where the op must do it or refuse it."""
-        # In one piece: every call from here would show in the time of a frame.
-        if (
-            type(values) is not Tensor
-            or values.shape not in shapes
-            or values.dtype is not torch.float32
-            or not values.is_contiguous()
-            or not values.is_cpu
-            or is_compiling()
-        ):
-            return None
-        if out is None:
-            out = torch.empty_like(values)
-        elif (
-            type(out) is not Tensor
-            or out.shape != values.shape
-            or out.dtype is not torch.float32
-            or not out.is_contiguous()
-            or not out.is_cpu
-        ):
-            return None
-        packed, state = self._packed.data_ptr(), self._state.data_ptr()
-        return out if call(packed, state, values.data_ptr(), self.shift, out.data_ptr()) else None
 
     def push_hop_with_gates(self, samples: Tensor) -> tuple[Tensor, list[BlockGates]]:
         """As :meth:`push_hop`, with the boolean gates of each block and hop as in :meth:`step_with_gates`.

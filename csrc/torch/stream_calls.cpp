@@ -1,8 +1,7 @@
-// One frame or one hop as plain functions, for dyncp_kernels/engine.py: the way through torch's dispatcher would take a
-// gated network a tenth of its time.
+// Frames or hops as plain functions, which csrc/python/frame_call.cpp calls with the memory of tensors.
 //
-// `packed` and `state` belong together, and the arrays have the sizes of the model; the caller has checked that.  All
-// return 1, or 0 when nothing was done: then the op of stream_ops.cpp says what is wrong.
+// `packed` and `state` are a model and a stream's state of an engine; `shape` is that of `values` and of the output.
+// All return 1, or 0 when nothing was done: then the op of stream_ops.cpp says what is wrong.
 #include <exception>
 
 #include "core/dyncp.h"
@@ -16,8 +15,7 @@ int done(const void* packed, const void* state, const Body& body) {
   try {
     const auto& model = *static_cast<const dyncp::PackedHeader*>(packed);
     dyncp::check_state(model, state, model.state_bytes);
-    body(model);
-    return 1;
+    return body(model);
   } catch (const std::exception&) {
     return 0;
   }
@@ -25,16 +23,22 @@ int done(const void* packed, const void* state, const Body& body) {
 
 }  // namespace
 
-extern "C" DYNCP_API int dyncp_call_step(const void* packed, void* state, const float* features, double shift,
-                                         float* mask) {
+extern "C" DYNCP_API int dyncp_call_step(const void* packed, void* state, const float* values, const int64_t* shape,
+                                         int32_t dims, double shift, float* mask) {
   return done(packed, state, [&](const dyncp::PackedHeader& model) {
-    dyncp::step_frames(model, state, features, 1, static_cast<float>(shift), mask, nullptr);
+    if ((dims != 1 && dims != 2) || shape[dims - 1] != model.geometry.bins) return 0;
+    const int64_t frames = dims == 1 ? 1 : shape[0];
+    dyncp::step_frames(model, state, values, frames, static_cast<float>(shift), mask, nullptr);
+    return 1;
   });
 }
 
-extern "C" DYNCP_API int dyncp_call_enhance(const void* packed, void* state, const float* samples, double shift,
-                                            float* enhanced) {
+extern "C" DYNCP_API int dyncp_call_enhance(const void* packed, void* state, const float* values, const int64_t* shape,
+                                            int32_t dims, double shift, float* enhanced) {
   return done(packed, state, [&](const dyncp::PackedHeader& model) {
-    dyncp::enhance_hops(model, state, samples, 1, static_cast<float>(shift), enhanced, nullptr);
+    if (dims != 1 || shape[0] % model.geometry.hop != 0) return 0;
+    const int64_t hops = shape[0] / model.geometry.hop;
+    dyncp::enhance_hops(model, state, values, hops, static_cast<float>(shift), enhanced, nullptr);
+    return 1;
   });
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dyncp_kernels import _extension
+from dyncp_kernels import engine as engine_module
 from dyncp_kernels.audio import enhance
 from dyncp_kernels.engine import PRECISIONS, PackedModel, StreamEngine, folded_bytes
 from dyncp_kernels.nn import ConvFSENet
@@ -253,6 +254,32 @@ def test_one_frame_is_the_same_in_any_form_and_wrong_ones_are_refused():
     for wrong in (torch.zeros(hop, 2)[:, 0], torch.zeros(1, hop), torch.zeros(hop, dtype=torch.float64)):
         with pytest.raises(RuntimeError, match="stream_enhance: samples must"):
             engine.push_hop(wrong)
+
+
+@pytest.mark.skipif(engine_module._step is None, reason="built without Python's headers")
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_short_way_and_the_ops_give_the_same(count):
+    folded = network(site="both", stacks=1)
+    frames, samples = features(folded, count), torch.randn(count * folded.config.hop)
+    for short, op, values in (
+        (engine_module._step, torch.ops.dyncp.stream_step, frames),
+        (engine_module._enhance, torch.ops.dyncp.stream_enhance, samples),
+    ):
+        one, other = StreamEngine(folded), StreamEngine(folded)
+        assert torch.equal(
+            short(one._packed, one._state, values, None, 0.5), op(other._packed, other._state, values, 0.5)
+        )
+        out = torch.empty_like(values)
+        assert short(one._packed, one._state, values, out, 0.5) is out
+        assert torch.equal(out, op(other._packed, other._state, values, 0.5))
+        assert short(one._packed, one._state, values.double(), None, 0.5) is None
+
+
+def test_the_short_way_refuses_what_is_no_shift():
+    engine = StreamEngine(network(stacks=1))
+    engine.shift = "more"
+    with pytest.raises(RuntimeError, match="argument 'shift'"):
+        engine.step(torch.rand(engine.config.bins))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
