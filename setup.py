@@ -41,8 +41,10 @@ X86_SETS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
 }
-# Tile registers, on top of AVX-512; compilers know them since GCC 11 and Clang 12.
-X86_SETS["amx"] = [*X86_SETS["avx512"], "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"]
+# Sums of products of bytes, on top of AVX-512: for the streaming kernels only.
+X86_SETS["avx512vnni"] = [*X86_SETS["avx512"], "-mavx512vnni"]
+# Tile registers, on top of those; compilers know them since GCC 11 and Clang 12.
+X86_SETS["amx"] = [*X86_SETS["avx512vnni"], "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"]
 INSTRUCTION_SETS = {
     "x86_64": X86_SETS,
     "amd64": X86_SETS,
@@ -79,6 +81,11 @@ def instruction_sets(compiler: list[str]) -> tuple[dict[str, list[str]], list[st
         return sets, ["-DDYNCP_WITH_AMX"]
     del sets["amx"]
     return sets, []
+
+
+def has_kernels(name: str, source: str) -> bool:
+    """Whether a source of csrc/core/kernels, without its ending, is compiled for an instruction set."""
+    return name != "avx512vnni" or source.startswith("stream_")
 
 
 def reason_for_no_extension() -> str | None:
@@ -160,6 +167,8 @@ class BuildExtension(build_ext):
             jobs.append((source, OBJECTS / f"core.{source.stem}.o", flags, ""))
         for source in sorted((CSRC / "core" / "kernels").glob("*.cpp")):
             for name, set_flags in sets.items():
+                if not has_kernels(name, source.stem):
+                    continue
                 object_flags = [*flags, *set_flags, f"-DDYNCP_ISA={name}"]
                 jobs.append((source, OBJECTS / f"kernels.{source.stem}.{name}.o", object_flags, ""))
         for source in sorted((CSRC / "torch").glob("*.cpp")):

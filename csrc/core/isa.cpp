@@ -14,7 +14,8 @@
 namespace dyncp {
 namespace {
 
-constexpr Isa kAll[] = {Isa::portable, Isa::neon, Isa::avx2, Isa::avx512, Isa::amx};  // narrowest first
+constexpr Isa kAll[] = {Isa::portable, Isa::neon,       Isa::avx2,
+                        Isa::avx512,   Isa::avx512vnni, Isa::amx};  // narrowest first
 constexpr int kUndecided = -1;
 std::atomic<int> chosen{kUndecided};
 
@@ -24,6 +25,9 @@ std::atomic<int> chosen{kUndecided};
 bool isa_built(Isa isa) {
   switch (isa) {
     DYNCP_FOR_EACH_ISA(DYNCP_IS_BUILT, )
+#if defined(__x86_64__)
+    DYNCP_IS_BUILT(avx512vnni, )
+#endif
     default:
       return false;
   }
@@ -53,7 +57,9 @@ bool processor_has(Isa isa) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (isa == Isa::avx512) return avx512;
-  if (isa == Isa::amx) return avx512 && may_use_tiles();
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (isa == Isa::avx512vnni) return vnni;
+  if (isa == Isa::amx) return vnni && may_use_tiles();
 #endif
   return isa == Isa::portable || isa == Isa::neon;
 }
@@ -76,6 +82,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512vnni:
+      return "avx512vnni";
     case Isa::amx:
       return "amx";
     case Isa::neon:

@@ -2,7 +2,7 @@
 //
 // Every source in csrc/core/kernels/ is compiled once per instruction set, with DYNCP_ISA set to its name, into
 // namespace dyncp::<name>.  Such a source exports tables of function pointers; callers pick the table of the active
-// set:
+// set.  Of avx512vnni there are only the streaming kernels, which alone gain by it; all others are those of avx512.
 //
 //   struct ScaleKernels { void (*scale)(float* values, int64_t count, float factor); };
 //   DYNCP_DECLARE_KERNELS(ScaleKernels, scale_kernels)               // in the header, at global scope
@@ -14,7 +14,7 @@
 
 namespace dyncp {
 
-enum class Isa { portable, avx2, avx512, amx, neon };
+enum class Isa { portable, avx2, avx512, avx512vnni, amx, neon };
 
 const char* isa_name(Isa isa);
 
@@ -55,7 +55,8 @@ void set_active_isa(const char* name);
     return ::dyncp::isa::name;
 #define DYNCP_KERNELS(Table, name)                                                                 \
   ([]() -> const Table& {                                                                          \
-    switch (::dyncp::active_isa()) {                                                               \
+    const ::dyncp::Isa isa = ::dyncp::active_isa();                                                \
+    switch (isa == ::dyncp::Isa::avx512vnni ? ::dyncp::Isa::avx512 : isa) {                        \
       DYNCP_FOR_EACH_ISA(DYNCP_CASE_OF_ISA, Table, name) default : return ::dyncp::portable::name; \
     }                                                                                              \
   }())

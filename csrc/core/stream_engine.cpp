@@ -50,7 +50,7 @@ void read_gates(const PackedHeader& model, const void* state, uint8_t* gates) {
 
 void step_frames(const PackedHeader& model, void* state, const float* features, int64_t frames, float shift,
                  float* masks, uint8_t* gates) {
-  const StreamKernels& kernels = DYNCP_KERNELS(StreamKernels, stream_kernels);
+  const StreamKernels& kernels = active_stream_kernels();
   const Geometry& g = model.geometry;
   for (int64_t t = 0; t < frames; t += kTileFrames) {
     const int count = static_cast<int>(std::min<int64_t>(kTileFrames, frames - t));
@@ -61,7 +61,7 @@ void step_frames(const PackedHeader& model, void* state, const float* features, 
 
 void enhance_hops(const PackedHeader& model, void* state, const float* samples, int64_t hops, float shift,
                   float* enhanced, uint8_t* gates) {
-  const StreamKernels& kernels = DYNCP_KERNELS(StreamKernels, stream_kernels);
+  const StreamKernels& kernels = active_stream_kernels();
   const Geometry& g = model.geometry;
   if (!model.has_transform) {
     fail("n_fft must be a power of two of at least 8 for samples (got " + std::to_string(g.n_fft) + ")");

@@ -35,3 +35,18 @@ struct StreamKernels {
 }  // namespace dyncp
 
 DYNCP_DECLARE_KERNELS(StreamKernels, stream_kernels)
+#if defined(__x86_64__)
+DYNCP_DECLARE_TABLE_OF_ISA(avx512vnni, StreamKernels, stream_kernels)
+#endif
+
+namespace dyncp {
+
+// Those of the active set.
+inline const StreamKernels& active_stream_kernels() {
+#if defined(__x86_64__)
+  if (active_isa() == Isa::avx512vnni) return avx512vnni::stream_kernels;
+#endif
+  return DYNCP_KERNELS(StreamKernels, stream_kernels);
+}
+
+}  // namespace dyncp

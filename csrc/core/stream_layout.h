@@ -12,7 +12,8 @@
 //   int24     three vectors of words with w[0], w[1], w[2] in the upper three bytes, and w[3] spread over the lowest,
 //             its highest byte first.  Up to three vectors left over stand in words of their own.
 //   int8      one vector of words with w[0] in the lowest byte and w[3] in the highest.
-// Kernels leave the bytes below a weight in its word: the packer has rounded the weight so that the word comes closest.
+// With bfloat16 and int24, kernels leave what is below a weight in its word: the packer has rounded the weight so that
+// the word comes closest.  Weights of int8 are taken out, because some processors multiply bytes.
 //
 // Weight forms
 //   panel   (inputs x outputs, transposed) split into panels of kPanel outputs: [panel][input][kPanel].  The last panel
@@ -35,6 +36,8 @@ namespace dyncp {
 constexpr int kPad = 16;
 constexpr int kPanel = 128;
 constexpr int kLine = 64;
+// Bytes that an activation is taken apart into, see kernels/stream_digits.h.
+constexpr int kDigits = 3;
 // Frames of a chunk that go through a block together, so that its weights come from far away once for all of them.
 constexpr int kTileFrames = 8;
 
@@ -110,7 +113,8 @@ struct PackedHeader {
   int64_t window, twiddles, real_twiddles;  // tables of the transform
   int64_t state_bytes;                      // of one stream
   int64_t x, hidden_values, products, pooled, reduced, scores, features, mask, kept;  // state offsets
-  int64_t samples, tail, work, spectrum;                                              // state offsets of the transform
+  int64_t digits;                         // state offset: room for the activations of a product as digits; only of int8
+  int64_t samples, tail, work, spectrum;  // state offsets of the transform
 };
 
 // Kept channels of a block, in the state: an array of these.

@@ -62,11 +62,15 @@ float scale_of(Precision precision, const float* row, int64_t count) {
   return most / (precision == Precision::int8 ? 0x7f000000 : 0x7fffff00);
 }
 
-// The word of `bits` upper bits that comes closest to `wanted`, given those below.
-uint32_t closest_word(double wanted, uint32_t below, int bits) {
-  const double unit = std::ldexp(1.0, 32 - bits), most = std::ldexp(1.0, bits - 1);
-  const double whole = std::clamp(std::nearbyint((wanted - below) / unit), -most, most - 1);
-  return static_cast<uint32_t>(static_cast<int64_t>(whole * unit)) | below;
+// The byte that, at the top of a word, comes closest to `wanted`.
+uint8_t closest_byte(double wanted) {
+  return static_cast<uint8_t>(static_cast<int8_t>(std::clamp(std::nearbyint(wanted * 0x1p-24), -127.0, 127.0)));
+}
+
+// The word of 24 upper bits that comes closest to `wanted`, given those below.
+uint32_t closest_word(double wanted, uint32_t below) {
+  const double whole = std::clamp(std::nearbyint((wanted - below) * 0x1p-8), -0x1p23, 0x1p23 - 1);
+  return static_cast<uint32_t>(static_cast<int64_t>(whole * 0x1p8)) | below;
 }
 
 class Writer {
@@ -101,14 +105,14 @@ class Writer {
         }
         if (precision_ == Precision::int8) {
           uint32_t word = 0;
-          for (int j = 0; j < 4; ++j) word = closest_word(wanted[j], word >> 8, 8);
+          for (int j = 0; j < 4; ++j) word |= uint32_t{closest_byte(wanted[j])} << 8 * j;
           words[lane] = word;
           continue;
         }
         const bool has_four = first + 3 * kPad < count;
-        const uint32_t last = has_four ? closest_word(wanted[3], 0, 24) : 0;
+        const uint32_t last = has_four ? closest_word(wanted[3], 0) : 0;
         for (size_t j = 0; j < 3 && first + j * kPad < count; ++j) {
-          words[j * kPad + lane] = closest_word(wanted[j], last >> (24 - 8 * j) & 0xff, 24);
+          words[j * kPad + lane] = closest_word(wanted[j], last >> (24 - 8 * j) & 0xff);
         }
       }
       words += precision_ == Precision::int8 ? kPad : 3 * kPad;
@@ -254,6 +258,9 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   h.pooled = state.floats(h.channels_padded);
   h.reduced = state.floats(padded(g.gate_width));
   h.scores = state.floats(h.gates_padded);
+  if (precision == Precision::int8) {
+    h.digits = state.take(kDigits * rounded_up(std::max({g.bins, g.channels, g.hidden}), kLine));
+  }
   h.kept = state.take(static_cast<int64_t>(sizeof(Kept)) * g.blocks);
 
   h.front = take_panel(memory, precision, g.bins, g.channels);

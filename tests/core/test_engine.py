@@ -217,6 +217,39 @@ def test_weights_of_24_bits_round_as_little_as_float32(instruction_set, site, ge
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("site", ["none", "output", "hidden", "both"])
+@pytest.mark.parametrize("size", [1e-20, 1.0, 100.0])
+def test_only_the_weights_are_rounded_to_8_bits(instruction_set, site, geometry, size):
+    folded = network(site=site, **GEOMETRIES[geometry])
+    rounded = copy.deepcopy(folded)
+    for module in (rounded, *rounded.blocks):
+        for name in ("front_weight", "back_weight", "w_in", "w_out"):
+            if hasattr(module, name):
+                weights = getattr(module, name)
+                scale = (weights.abs().amax(1, keepdim=True) / 0x7F000000).double() * 2**24
+                weights.copy_(scale * (weights / scale).round())
+    frames = size * features(folded)
+    masks, gates = StreamEngine(folded, "int8").step_with_gates(frames)
+    expected, expected_gates = StreamEngine(rounded).step_with_gates(frames)
+    for site_gates, wanted in zip(gates, expected_gates):
+        for own, other in zip(site_gates, wanted):
+            assert own is other is None or torch.equal(own, other)
+    # Logits grow with the features, and with them what sums in float32 lose.
+    torch.testing.assert_close(masks, expected, atol=5e-7 * max(1, size), rtol=0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_nan_in_the_features_is_nan_in_the_mask_until_the_stream_is_reset(instruction_set, precision):
+    engine = StreamEngine(network(stacks=1), precision)
+    frame = torch.rand(engine.config.bins)
+    expected = engine.step(frame)
+    engine.step(frame.index_fill(0, torch.tensor(3), torch.nan))
+    assert engine.step(frame).isnan().all()
+    engine.reset()
+    assert torch.equal(engine.step(frame), expected)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_bfloat16_weights_that_share_words_round_no_worse_than_alone(geometry):
     folded = network(gate_per="static", **GEOMETRIES[geometry])
     frames = features(folded)

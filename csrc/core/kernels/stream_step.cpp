@@ -1,5 +1,6 @@
 #include "core/kernels/stream_step.h"
 
+#include "core/kernels/stream_digits.h"
 #include "core/kernels/stream_math.h"
 
 namespace dyncp::DYNCP_ISA {
@@ -14,20 +15,53 @@ DYNCP_INLINE int least(int a, int b) { return a < b ? a : b; }
 
 DYNCP_INLINE Floats activate(Floats v, float slope) { return prelu<float>(v, slope); }
 
+// ---- activations
+
+// Whether products take activations as digits.
+#if defined(__AVX512VNNI__)
+template <Precision P>
+constexpr bool kTakesDigits = P == Precision::int8;
+#else
+template <Precision P>
+constexpr bool kTakesDigits = false;
+#endif
+
+// Activations, prepared once for all rows of a product.
+template <Precision P, bool = kTakesDigits<P>>
+struct Activations {
+  DYNCP_INLINE Activations(DigitOrder, const PackedHeader&, void*, const float* x, int) : values(x) {}
+  const float* values;
+};
+#if defined(__AVX512VNNI__)
+template <Precision P>
+struct Activations<P, true> {
+  DYNCP_INLINE Activations(DigitOrder order, const PackedHeader& h, void* state, const float* x, int count)
+      : values(x), digits(order, x, count, at<int8_t>(state, h.digits)) {}
+  const float* values;
+  Digits digits;
+};
+#endif
+
 // ---- products in which every output is wanted
 
 // A piece of a row, as load_weights takes it apart: kUnits times the same part of kCount vectors of kPad weights.
 template <Precision P, int kCount, int kUnits>
 struct Tile {
-  static constexpr int kVectors = kCount * kUnits;
+  static constexpr int kVectors = kCount * kUnits, kVectorsOfUnit = kCount;
   int first, unit;
 
   DYNCP_INLINE int vector(int u) const { return first + (unit + u) / kParts * kCount; }
   DYNCP_INLINE int part(int u) const { return (unit + u) % kParts; }
   // Where our vector v of the tile stands among the values that the row is for.
   DYNCP_INLINE int place(int v) const { return (vector(v / kCount) + v % kCount) * kPad + part(v / kCount) * kWidth; }
-  DYNCP_INLINE void load_row(const char* row, Floats* w) const {
-    unrolled<kUnits>([&](auto u) DYNCP_INLINED { load_weights<P, kCount>(row, vector(u), part(u), w + u * kCount); });
+  // Calls use(first vector, kCount vectors of weights) for every unit.
+  template <class Use>
+  DYNCP_INLINE void for_units(const char* row, Use use) const {
+    unrolled<kUnits>([&](auto u) DYNCP_INLINED {
+      Floats w[kCount];
+      load_weights<P, kCount>(row, vector(u), part(u), w);
+      use(Number<u * kCount>{}, w);
+    });
   }
   DYNCP_INLINE void prefetch_row(const char* row) const {
     constexpr int kBytes = static_cast<int>(row_bytes(P, kCount * kPad));
@@ -50,21 +84,29 @@ DYNCP_INLINE void for_tiles(int length, Use use) {
   for (unit = 0; unit < vectors % 4 * kParts; ++unit) use(Tile<P, 1, 1>{vectors / 4 * 4, unit});
 }
 
-// sums[v] = sum over i < count of value(i) times the tile's weights of row(i).
-template <Precision P, class Outputs, class Row, class Value>
-DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, Value value, Floats* sums) {
+// sums[v] = sum over i < count of activation i, x.values[index(i)], times the tile's weights of row(i).
+template <Precision P, class Outputs, class Row, class Index>
+DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, const Activations<P>& x, Index index, Floats* sums) {
+#if defined(__AVX512VNNI__)
+  if constexpr (kTakesDigits<P> && Outputs::kVectors == 4) {
+    const int64_t offset = row_bytes(P, tile.place(0));
+    return sum_lines(count, [&](int i) DYNCP_INLINED { return row(i) + offset; }, x.digits, sums);
+  }
+#endif
   constexpr int kVectors = Outputs::kVectors;
   // Two chains of sums where the registers allow it: eight alone just cover the latency of a multiply-add.
   constexpr int kChains = 2 * kVectors <= kVectorRegisters / 2 ? 2 : 1;
-  Floats others[kVectors], w[kVectors];
+  Floats others[kVectors];
   unrolled<kVectors>([&](auto v) DYNCP_INLINED { sums[v] = others[v] = zero<float>(); });
   const auto add = [&](Floats* to, int i) DYNCP_INLINED {
     // Weights of 24 bits are read and unpacked at about the same pace, and the processor does not look ahead far enough
     // to do both at once.  The others are bound by one of the two and only lose by prefetching.
     if (P == Precision::int24) tile.prefetch_row(row(i + kRowsAhead));
-    const Floats factor = broadcast(value(i));
-    tile.load_row(row(i), w);
-    unrolled<kVectors>([&](auto v) DYNCP_INLINED { to[v] += factor * w[v]; });
+    const Floats factor = broadcast(x.values[index(i)]);
+    // One piece after another: more weights at once would not stay in 16 registers.
+    tile.for_units(row(i), [&](auto first, const Floats* w) DYNCP_INLINED {
+      unrolled<Outputs::kVectorsOfUnit>([&](auto j) DYNCP_INLINED { to[first + j] += factor * w[j]; });
+    });
   };
   int i = 0;
   for (; kChains == 2 && i + 1 < count; i += 2) {
@@ -84,16 +126,20 @@ DYNCP_INLINE Floats finished(Floats sum, const void* model, const PanelMatrix& m
 
 // Calls use(place, vector of outputs) for all of W x + bias.
 template <Precision P, class Use>
-DYNCP_INLINE void multiply_panels(const void* model, const PanelMatrix& matrix, const float* x, Use use) {
+DYNCP_INLINE void multiply_panels(const PackedHeader& h, void* state, const PanelMatrix& matrix, const float* values,
+                                  Use use) {
+  const void* model = &h;
+  const Activations<P> x(DigitOrder::plain, h, state, values, matrix.inputs);
   const char* panel = at<char>(model, matrix.weights);
   const int outputs = (matrix.outputs + kPad - 1) / kPad * kPad, inputs = matrix.inputs;
   for (int start = 0; start < outputs; start += kPanel) {
     const int width = least(kPanel, outputs - start);
     const int64_t step = row_bytes(P, width);
-    for_tiles<P>(width, [&](auto tile) DYNCP_INLINED {
+    for_tiles<P, kTakesDigits<P> ? 1 : 2>(width, [&](auto tile) DYNCP_INLINED {
       constexpr int kVectors = decltype(tile)::kVectors;
       Floats sums[kVectors];
-      sum_rows<P>(tile, inputs, [&](int i) { return panel + i * step; }, [&](int i) { return x[i]; }, sums);
+      sum_rows<P>(
+          tile, inputs, [&](int i) DYNCP_INLINED { return panel + i * step; }, x, [](int i) { return i; }, sums);
       unrolled<kVectors>([&](auto v) DYNCP_INLINED {
         const int place = start + tile.place(v);
         use(place, finished<P>(sums[v], model, matrix, place));
@@ -108,22 +154,27 @@ DYNCP_INLINE void multiply_panels(const void* model, const PanelMatrix& matrix, 
 // Lane r < count of the result is row r times x; `length` is a multiple of kPad.  With `kept` bits, lanes of the rows
 // where a bit is 0 do not enter: there the weights may be anything.
 template <Precision P, bool kMasked = false>
-DYNCP_INLINE Floats multiply_rows(const char* const* rows, int count, const float* x, int length,
+DYNCP_INLINE Floats multiply_rows(const char* const* rows, int count, const Activations<P>& x, int length,
                                   const uint16_t* kept = nullptr) {
   Floats sums[kWidth];
   unrolled<kWidth / kRowsAtOnce>([&](auto group) DYNCP_INLINED {
     Floats* part = sums + group * kRowsAtOnce;
     unrolled<kRowsAtOnce>([&](auto r) DYNCP_INLINED { part[r] = zero<float>(); });
     if (group * kRowsAtOnce >= count) return;
+#if defined(__AVX512VNNI__)
+    // Bytes are never NaN, and the activations of pruned channels are zeros.
+    if constexpr (kTakesDigits<P>) {
+      return multiply_bytes<kRowsAtOnce>(rows + group * kRowsAtOnce, x.digits, length, part);
+    }
+#endif
     for_tiles<P, 1>(length, [&](auto tile) DYNCP_INLINED {
-      constexpr int kVectors = decltype(tile)::kVectors;
       unrolled<kRowsAtOnce>([&](auto r) DYNCP_INLINED {
-        Floats w[kVectors];
-        tile.load_row(rows[group * kRowsAtOnce + r], w);
-        unrolled<kVectors>([&](auto v) DYNCP_INLINED {
-          const int place = tile.place(v);
-          if (kMasked) w[v] = select(lanes_of(kept, place), w[v], zero<float>());
-          part[r] += load(x + place) * w[v];
+        tile.for_units(rows[group * kRowsAtOnce + r], [&](auto, const Floats* w) DYNCP_INLINED {
+          unrolled<decltype(tile)::kVectors>([&](auto v) DYNCP_INLINED {
+            const int place = tile.place(v);
+            const Floats weights = kMasked ? select(lanes_of(kept, place), w[v], zero<float>()) : w[v];
+            part[r] += load(x.values + place) * weights;
+          });
         });
       });
     });
@@ -243,10 +294,11 @@ void reduce(const PackedHeader& h, const PackedBlock& b, void* state, const floa
   const char* weights = at<char>(&h, b.gate_reduce.weights);
   const int64_t stride = row_bytes(kGatePrecision, h.channels_padded);
   const int width = h.geometry.gate_width;
+  const Activations<kGatePrecision> x_pooled(DigitOrder::woven, h, state, pooled, h.channels_padded);
   for (int first = 0; first < width; first += kWidth) {
     const char* rows[kWidth];
     for (int r = 0; r < kWidth; ++r) rows[r] = weights + least(first + r, width - 1) * stride;
-    const Floats sums = multiply_rows<kGatePrecision>(rows, width - first, pooled, h.channels_padded);
+    const Floats sums = multiply_rows<kGatePrecision>(rows, width - first, x_pooled, h.channels_padded);
     store(at<float>(state, h.reduced) + first, relu<float>(finished<kGatePrecision>(sums, &h, b.gate_reduce, first)));
   }
 }
@@ -257,7 +309,7 @@ void decide(const PackedHeader& h, const PackedBlock& b, void* state, float shif
   const float* decided = at<float>(&h, b.gate_expand.bias);
   if (g.gate_kind == GateKind::pooled) {
     float* scores = at<float>(state, h.scores);
-    multiply_panels<kGatePrecision>(&h, b.gate_expand, at<float>(state, h.reduced),
+    multiply_panels<kGatePrecision>(h, state, b.gate_expand, at<float>(state, h.reduced),
                                     [&](int place, Floats sum) { store(scores + place, sum); });
     decided = scores;
   }
@@ -320,9 +372,9 @@ DYNCP_INLINE void convolve(const PackedHeader& h, const PackedBlock& b, const Hi
 
 // Every channel; with `bits`, u and z of pruned ones are dropped by selection.
 template <Precision P>
-void hidden_dense(const PackedHeader& h, const PackedBlock& b, const History& history, const uint16_t* bits,
-                  const float* x, float* z) {
-  multiply_panels<P>(&h, b.w_in, x, [&](int place, Floats sum) { store(z + place, sum); });
+void hidden_dense(const PackedHeader& h, const PackedBlock& b, void* state, const History& history,
+                  const uint16_t* bits, const float* x, float* z) {
+  multiply_panels<P>(h, state, b.w_in, x, [&](int place, Floats sum) { store(z + place, sum); });
   for (int i = 0; i < h.hidden_padded; i += kWidth) {
     convolve(h, b, history, i, bits == nullptr ? Integers{} - 1 : lanes_of(bits, i), load(z + i), z);
   }
@@ -334,8 +386,10 @@ void hidden_dense(const PackedHeader& h, const PackedBlock& b, const History& hi
 // No software prefetch here: measured on an out-of-order core with float32 rows, it only lost time (its requests share
 // the few line fill buffers with the loads), at every density and for random gates as well.
 template <Precision P>
-void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History& history, const uint16_t* bits,
-                     const int32_t* list, int count, const float* x, float* products, float* z) {
+void hidden_gathered(const PackedHeader& h, const PackedBlock& b, void* state, const History& history,
+                     const uint16_t* bits, const int32_t* list, int count, const float* values, float* products,
+                     float* z) {
+  const Activations<P> x(DigitOrder::woven, h, state, values, h.channels_padded);
   multiply_listed(
       list, count, at<char>(&h, b.hidden_rows), h.hidden_row_stride, products,
       [&](const char* const* rows, int filled) { return multiply_rows<P>(rows, filled, x, h.channels_padded); });
@@ -355,8 +409,9 @@ void hidden_gathered(const PackedHeader& h, const PackedBlock& b, const History&
 
 // Every output; with `bits`, pruned ones are dropped by selection.
 template <Precision P>
-void out_dense(const PackedHeader& h, const PackedBlock& b, const uint16_t* bits, const float* z, float* x) {
-  multiply_panels<P>(&h, b.w_out, z, [&](int place, Floats sum) {
+void out_dense(const PackedHeader& h, const PackedBlock& b, void* state, const uint16_t* bits, const float* z,
+               float* x) {
+  multiply_panels<P>(h, state, b.w_out, z, [&](int place, Floats sum) {
     const Floats y = load(x + place) + sum;
     store(x + place, bits == nullptr ? y : select(lanes_of(bits, place), y, load(x + place)));
   });
@@ -364,19 +419,28 @@ void out_dense(const PackedHeader& h, const PackedBlock& b, const uint16_t* bits
 
 // The same with only the columns of kept hidden channels.
 template <Precision P>
-void out_of_columns(const PackedHeader& h, const PackedBlock& b, const int32_t* list, int count, const uint16_t* bits,
-                    const float* z, float* x) {
+void out_of_columns(const PackedHeader& h, const PackedBlock& b, void* state, const int32_t* list, int count,
+                    const uint16_t* bits, const float* z, float* x) {
   const char* columns = at<char>(&h, b.hidden_columns);
   const int64_t stride = h.hidden_column_stride;
-  for_tiles<P>(h.channels_padded, [&](auto tile) DYNCP_INLINED {
+  const bool all = count == h.geometry.hidden;
+  if (kTakesDigits<P> && !all) {
+    // Digits are taken four at a time, so these stand side by side.
+    float* listed = at<float>(state, h.products);
+    for (int i = 0; i < count; ++i) listed[i] = z[list[i]];
+    z = listed;
+  }
+  const Activations<P> kept(DigitOrder::plain, h, state, z, count);
+  for_tiles<P, kTakesDigits<P> ? 1 : 2>(h.channels_padded, [&](auto tile) DYNCP_INLINED {
     constexpr int kVectors = decltype(tile)::kVectors;
     Floats sums[kVectors];
     const auto sum_columns = [&](auto index) DYNCP_INLINED {
       sum_rows<P>(
-          tile, count, [&](int i) { return columns + index(i) * stride; }, [&](int i) { return z[index(i)]; }, sums);
+          tile, count, [&](int i) DYNCP_INLINED { return columns + index(i) * stride; }, kept,
+          [&](int i) DYNCP_INLINED { return kTakesDigits<P> ? i : index(i); }, sums);
     };
     // Addresses that wait for a list cost 15 % of the product, measured; with all channels none is needed.
-    if (count == h.geometry.hidden) {
+    if (all) {
       sum_columns([](int i) { return i; });
     } else {
       sum_columns([&](int i) { return list[i]; });
@@ -391,8 +455,9 @@ void out_of_columns(const PackedHeader& h, const PackedBlock& b, const int32_t* 
 
 // Only the kept outputs; with hidden bits, weights of pruned hidden channels are dropped by selection.
 template <Precision P>
-void out_gathered(const PackedHeader& h, const PackedBlock& b, const uint16_t* bits, const int32_t* list, int count,
-                  const float* z, const uint16_t* hidden_bits, float* products, float* x) {
+void out_gathered(const PackedHeader& h, const PackedBlock& b, void* state, const uint16_t* bits, const int32_t* list,
+                  int count, const float* values, const uint16_t* hidden_bits, float* products, float* x) {
+  const Activations<P> z(DigitOrder::woven, h, state, values, h.hidden_padded);
   const char* weights = at<char>(&h, b.out_rows);
   multiply_listed(list, count, weights, h.out_row_stride, products, [&](const char* const* rows, int filled) {
     return hidden_bits != nullptr ? multiply_rows<P, true>(rows, filled, z, h.hidden_padded, hidden_bits)
@@ -421,16 +486,16 @@ void block_with_hidden_gates(const PackedHeader& h, const PackedBlock& b, void* 
   const uint16_t* out_bits = g.gates_out ? at<uint16_t>(state, b.bits) : nullptr;
   const uint16_t* hidden_bits = at<uint16_t>(state, b.bits) + (g.gates_out ? h.channels_padded / kPad : 0);
   if (above(crossover.hidden, kept.hidden, g.hidden)) {
-    hidden_dense<P>(h, b, history, hidden_bits, x, z);
+    hidden_dense<P>(h, b, state, history, hidden_bits, x, z);
   } else {
-    hidden_gathered<P>(h, b, history, hidden_bits, list, kept.hidden, x, products, z);
+    hidden_gathered<P>(h, b, state, history, hidden_bits, list, kept.hidden, x, products, z);
   }
   // The history needs the kept hidden channels even where nothing reaches the output.
   if (kept.hidden == 0 || (g.gates_out && kept.out == 0)) return;
   if (g.gates_out && int64_t{kept.out} * g.hidden < int64_t{kept.hidden} * g.channels) {
-    out_gathered<P>(h, b, out_bits, at<int32_t>(state, b.out_list), kept.out, z, hidden_bits, products, x);
+    out_gathered<P>(h, b, state, out_bits, at<int32_t>(state, b.out_list), kept.out, z, hidden_bits, products, x);
   } else {
-    out_of_columns<P>(h, b, list, kept.hidden, out_bits, z, x);
+    out_of_columns<P>(h, b, state, list, kept.hidden, out_bits, z, x);
   }
 }
 
@@ -444,7 +509,7 @@ void run_block(const PackedHeader& h, const PackedBlock& b, void* state, float s
   float* z = at<float>(state, h.hidden_values);
   if (g.gate_kind == GateKind::pooled) reduce(h, b, state, x);
   // Needs no gates, so that it hides how long they take.
-  if (!g.gates_hidden) hidden_dense<P>(h, b, history, nullptr, x, z);
+  if (!g.gates_hidden) hidden_dense<P>(h, b, state, history, nullptr, x, z);
   if (g.gate_kind != GateKind::none) {
     decide(h, b, state, shift, kept);
     if (gates != nullptr) unpack_gates(h, b, state, gates);
@@ -452,11 +517,11 @@ void run_block(const PackedHeader& h, const PackedBlock& b, void* state, float s
   if (g.gates_hidden) {
     block_with_hidden_gates<P>(h, b, state, history, *kept, crossover, x);
   } else if (!g.gates_out) {
-    out_dense<P>(h, b, nullptr, z, x);
+    out_dense<P>(h, b, state, nullptr, z, x);
   } else if (above(crossover.out, kept->out, g.channels)) {
-    out_dense<P>(h, b, at<uint16_t>(state, b.bits), z, x);
+    out_dense<P>(h, b, state, at<uint16_t>(state, b.bits), z, x);
   } else {
-    out_gathered<P>(h, b, at<uint16_t>(state, b.bits), at<int32_t>(state, b.out_list), kept->out, z, nullptr,
+    out_gathered<P>(h, b, state, at<uint16_t>(state, b.bits), at<int32_t>(state, b.out_list), kept->out, z, nullptr,
                     at<float>(state, h.products), x);
   }
 }
@@ -470,7 +535,7 @@ void step_with(const PackedHeader& h, void* state, const float* features, int fr
   float* x = at<float>(state, h.x);
   for (int t = 0; t < frames; ++t) {
     float* row = x + int64_t{t} * h.channels_padded;
-    multiply_panels<P>(&h, h.front, features + t * stride,
+    multiply_panels<P>(h, state, h.front, features + t * stride,
                        [&](int place, Floats sum) { store(row + place, relu<float>(sum)); });
   }
   Kept* kept = at<Kept>(state, h.kept);
@@ -485,7 +550,7 @@ void step_with(const PackedHeader& h, void* state, const float* features, int fr
   header->frames = before + frames;
   for (int t = 0; t < frames; ++t) {
     float* mask = masks + t * stride;
-    multiply_panels<P>(&h, h.back, x + int64_t{t} * h.channels_padded, [&](int place, Floats logits) {
+    multiply_panels<P>(h, state, h.back, x + int64_t{t} * h.channels_padded, [&](int place, Floats logits) {
       if (place + kWidth <= g.bins) {
         store(mask + place, sigmoid(logits));
       } else if (place < g.bins) {

@@ -83,6 +83,31 @@ DYNCP_INLINE Words last_of_four(Words a, Words b, Words c) {
 #endif
 }
 
+// Byte `place` of every word, with its sign, at the top of an otherwise empty one.
+DYNCP_INLINE Words byte_of(Words words, int place) {
+  if (place == 0) return words << 24;
+  if (place == 3) return words & 0xff000000;
+  // One instruction where bytes can be shuffled.
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__aarch64__)
+  const int first = place, second = 4 + place, third = 8 + place, fourth = 12 + place;
+#endif
+#if defined(__AVX512F__)
+  const __m128i from = _mm_set_epi8(fourth, -1, -1, -1, third, -1, -1, -1, second, -1, -1, -1, first, -1, -1, -1);
+  return reinterpret_cast<Words>(_mm512_maskz_shuffle_epi8(~uint64_t{0}, reinterpret_cast<__m512i>(words),
+                                                           _mm512_maskz_broadcast_i32x4(0xffff, from)));
+#elif defined(__AVX2__)
+  const __m128i from = _mm_set_epi8(fourth, -1, -1, -1, third, -1, -1, -1, second, -1, -1, -1, first, -1, -1, -1);
+  return reinterpret_cast<Words>(
+      _mm256_shuffle_epi8(reinterpret_cast<__m256i>(words), _mm256_broadcastsi128_si256(from)));
+#elif defined(__aarch64__)
+  const uint8x16_t from = {255, 255, 255, static_cast<uint8_t>(first), 255, 255, 255, static_cast<uint8_t>(second),
+                           255, 255, 255, static_cast<uint8_t>(third), 255, 255, 255, static_cast<uint8_t>(fourth)};
+  return reinterpret_cast<Words>(vqtbl1q_u8(reinterpret_cast<uint8x16_t>(words), from));
+#else
+  return (words << (24 - 8 * place)) & 0xff000000;
+#endif
+}
+
 // This part of kCount vectors of kPad weights of a row, from `vector` on: four, where it is a multiple of four, or one
 // of those left over.
 template <Precision P, int kCount>
@@ -101,7 +126,7 @@ DYNCP_INLINE void load_weights(const char* row, int vector, int part, Floats* w)
       w[3] = floats_of(last_of_four(a, b, c));
     }
   } else if constexpr (P == Precision::int8) {
-    unrolled<kCount>([&](auto j) { w[j] = floats_of(load_words(words) << (24 - 8 * (rest + j))); });
+    unrolled<kCount>([&](auto j) { w[j] = floats_of(byte_of(load_words(words), rest + j)); });
   } else if constexpr (P == Precision::bfloat16) {
     // What stands below a weight in the upper half only extends its mantissa.
     unrolled<kCount>([&](auto j) {
