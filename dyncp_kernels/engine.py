@@ -25,6 +25,7 @@ _FORMAT = "dyncp-folded-1"
 
 _step = _extension.frame_call("dyncp_call_step")
 _enhance = _extension.frame_call("dyncp_call_enhance")
+_enhance_finite = _extension.frame_call("dyncp_call_enhance_finite")
 
 
 def _folded(model: ConvFSENet | InferenceConvFSENet) -> InferenceConvFSENet:
@@ -238,7 +239,7 @@ class StreamEngine:
             RuntimeError: wrong shape, dtype or device, or the model's n_fft is no power of two.
         """
         if isinstance(samples, np.ndarray):
-            given = torch.from_numpy(np.ascontiguousarray(samples))
+            given = torch.from_numpy(np.require(samples, requirements=["C", "W"]))
             return self.push_hop(given).numpy()
         if _enhance is not None and not is_dynamo_compiling():
             enhanced = _enhance(self._packed, self._state, samples, out, self.shift)
@@ -248,6 +249,23 @@ class StreamEngine:
             return torch.ops.dyncp.stream_enhance.default(self._packed, self._state, samples, self.shift)
         torch.ops.dyncp.stream_enhance_out.default(self._packed, self._state, samples, self.shift, out)
         return out
+
+    def push_finite_hops(self, samples: Tensor | np.ndarray) -> Any:
+        """As :meth:`push_hop` for (n * hop,) or (1, n * hop) samples that nobody has checked yet.
+
+        Returns:
+            As many samples of the same kind and shape; None, with nothing done, when the samples are not finite float32
+            numbers in one piece on the CPU of whole hops, or the package was built without Python's headers.
+        """
+        if _enhance_finite is None or is_dynamo_compiling():
+            return None
+        if isinstance(samples, np.ndarray):
+            if samples.dtype != np.float32 or not samples.flags.c_contiguous:
+                return None
+            given = torch.from_numpy(samples if samples.flags.writeable else samples.copy())
+            enhanced = _enhance_finite(self._packed, self._state, given, None, self.shift)
+            return None if enhanced is None else enhanced.numpy()
+        return _enhance_finite(self._packed, self._state, samples, None, self.shift)
 
     def push_hop_with_gates(self, samples: Tensor) -> tuple[Tensor, list[BlockGates]]:
         """As :meth:`push_hop`, with the boolean gates of each block and hop as in :meth:`step_with_gates`.

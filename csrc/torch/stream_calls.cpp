@@ -2,6 +2,8 @@
 //
 // `packed` and `state` are a model and a stream's state of an engine; `shape` is that of `values` and of the output.
 // All return 1, or 0 when nothing was done: then the op of stream_ops.cpp says what is wrong.
+#include <algorithm>
+#include <cstring>
 #include <exception>
 
 #include "core/dyncp.h"
@@ -19,6 +21,17 @@ int done(const void* packed, const void* state, const Body& body) {
   } catch (const std::exception&) {
     return 0;
   }
+}
+
+bool are_finite(const float* values, int64_t count) {
+  constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
+  int32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, values + i, sizeof(bits));
+    most = std::max(most, bits & kMagnitude);
+  }
+  return most < kInfinity;
 }
 
 }  // namespace
@@ -41,4 +54,12 @@ extern "C" DYNCP_API int dyncp_call_enhance(const void* packed, void* state, con
     dyncp::enhance_hops(model, state, values, hops, static_cast<float>(shift), enhanced, nullptr);
     return 1;
   });
+}
+
+// The same for samples from outside: (count) or (1, count) finite ones.
+extern "C" DYNCP_API int dyncp_call_enhance_finite(const void* packed, void* state, const float* values,
+                                                   const int64_t* shape, int32_t dims, double shift, float* enhanced) {
+  if (dims != 1 && (dims != 2 || shape[0] != 1)) return 0;
+  if (!are_finite(values, shape[dims - 1])) return 0;
+  return dyncp_call_enhance(packed, state, values, shape + dims - 1, 1, shift, enhanced);
 }

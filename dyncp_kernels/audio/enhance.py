@@ -86,7 +86,8 @@ def checked_samples(samples: Any, name: str) -> tuple[Tensor, Any]:
         raise TypeError(f"{name}: samples must be float32 or float64 (got {samples.dtype})")
     if samples.ndim not in (1, 2) or (samples.shape[0] == 0 and samples.ndim == 2):
         raise ValueError(f"{name}: samples must be (N,) or (batch, N) (got {tuple(samples.shape)})")
-    tensor = torch.from_numpy(np.ascontiguousarray(samples)) if is_numpy else samples.detach()
+    # Torch warns about memory that must not be written to.
+    tensor = torch.from_numpy(np.require(samples, requirements=["C", "W"])) if is_numpy else samples.detach()
     batch = (tensor if tensor.ndim == 2 else tensor[None]).float()
     if not _all_finite(batch):
         raise ValueError(f"{name}: samples must be finite (got NaN or infinity)")

@@ -45,6 +45,7 @@ class StreamingEnhancer:
     _like: tuple[int, Any, bool]  # dimensions, dtype and whether numpy, of the last push
     _waiting: Tensor  # samples of an unfinished hop, (S, fewer than hop)
     _nothing: Tensor  # the same without any
+    _takes_hops: bool  # whether a push of whole hops can be enhanced as it is
     _received: int
 
     def __init__(
@@ -120,6 +121,11 @@ class StreamingEnhancer:
             TypeError: another dtype or kind.
             ValueError: another shape, NaN or infinity. A refused push changes nothing.
         """
+        if self._takes_hops and not return_gates and (hops := self._hops.push_hops(samples, self._shift)) is not None:
+            self._like = (samples.ndim, samples.dtype, isinstance(samples, np.ndarray))
+            self._received += samples.shape[-1]
+            self._frames += samples.shape[-1] // self._config.hop
+            return cast("Samples", hops)
         batch, restore = checked_samples(samples, "StreamingEnhancer.push")
         if batch.shape[0] != self.streams:
             raise ValueError(
@@ -133,6 +139,7 @@ class StreamingEnhancer:
         rest = waiting.shape[-1] % self._config.hop
         whole = waiting.shape[-1] - rest
         self._waiting = waiting[:, whole:].clone() if rest else self._nothing
+        self._takes_hops = self.streams == 1 and not rest
         enhanced, gates = self._process(waiting[:, :whole] if rest else waiting, return_gates)
         return (restore(enhanced), gates) if return_gates else restore(enhanced)
 
@@ -155,6 +162,7 @@ class StreamingEnhancer:
         """Forget the signal so far, as if newly made."""
         self._hops.reset()
         self._waiting = self._nothing = torch.zeros(self.streams, 0)
+        self._takes_hops = self.streams == 1
         self._received = 0
         self._frames = 0
         self._like = (2, torch.float32, False)
@@ -188,6 +196,12 @@ class _EngineHops:
         for engine in self._engines:
             engine.reset()
 
+    def push_hops(self, samples: Any, shift: float) -> Any:
+        """Enhance the one stream's samples as they came; None, with nothing done, where they must be prepared."""
+        engine = self._engines[0]
+        engine.shift = shift
+        return engine.push_finite_hops(samples)
+
     def push(self, samples: Tensor, shift: float, return_gates: bool) -> tuple[Tensor, list[BlockGates]]:
         """Enhance (S, n * hop) samples; gates (S, channels, n), or none of them."""
         enhanced = torch.empty_like(samples, memory_format=torch.contiguous_format)
@@ -220,6 +234,9 @@ class _ModelHops:
         self._analysis.reset()
         self._synthesis.reset()
         self._state = self._model.initial_state(self._streams)
+
+    def push_hops(self, samples: Any, shift: float) -> None:
+        """Samples must always be prepared."""
 
     @torch.no_grad()
     def push(self, samples: Tensor, shift: float, return_gates: bool) -> tuple[Tensor, list[BlockGates]]:

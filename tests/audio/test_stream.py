@@ -1,4 +1,5 @@
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -176,6 +177,50 @@ def test_budget_may_change_while_streaming():
     with pytest.raises(ValueError, match="budget must be between 0 and 1"):
         enhancer.budget = 2.0
     assert enhancer.budget == 0.0
+
+
+@pytest.mark.parametrize("kind", ["numpy", "read-only", "strided", "torch", "row", "float64", "gates"])
+def test_whole_hops_are_enhanced_as_in_pieces_of_any_kind(kind):
+    model = small_net().fold()
+    signal = noise(256 * 12)
+    pieces = StreamingEnhancer(model)
+    expected = run(pieces, signal, [100, 300])
+    enhancer = StreamingEnhancer(model)
+    parts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Hops, then pieces, then hops again.
+        for start, end in ((0, 256), (256, 1024), (1024, 1100), (1100, 1280), (1280, 1536), (1536, 1536), (1536, 3072)):
+            piece = signal[start:end]
+            given = {
+                "read-only": np.frombuffer(piece.tobytes(), np.float32),
+                "strided": np.repeat(piece, 2)[::2],
+                "torch": torch.from_numpy(piece),
+                "row": torch.from_numpy(piece)[None],
+                "float64": piece.astype(np.float64),
+            }.get(kind, piece)
+            part = enhancer.push(given, return_gates=True)[0] if kind == "gates" else enhancer.push(given)
+            assert type(part) is type(given)
+            assert part.dtype == given.dtype
+            assert part.ndim == given.ndim
+            parts.append(np.asarray(part).reshape(-1))
+    assert enhancer.frames == 12
+    parts.append(np.asarray(enhancer.flush()).reshape(-1))
+    np.testing.assert_array_equal(np.concatenate(parts).astype(np.float32), expected)
+
+
+def test_a_refused_hop_changes_nothing():
+    model = small_net().fold()
+    signal = noise(1024)
+    enhancer = StreamingEnhancer(model)
+    parts = []
+    for start in range(0, 1024, 256):
+        hop = signal[start : start + 256]
+        for bad in (np.nan, np.inf, -np.inf):
+            with pytest.raises(ValueError, match="samples must be finite"):
+                enhancer.push(np.where(np.arange(256) == 255, np.float32(bad), hop))
+        parts.append(enhancer.push(hop))
+    np.testing.assert_array_equal(np.concatenate(parts), StreamingEnhancer(model).push(signal))
 
 
 def test_a_refused_push_changes_nothing():
