@@ -188,9 +188,14 @@ class Tiles : BlockRows<T, Storage> {
 
   void pack_x(int64_t begin, int64_t count) {
     if (call_.w_in == nullptr) return;
-    pack_tile<T>(x_at(0, begin), call_.x_channel_stride, call_.channels, count, x_tile_);
+    if (is_packed<T, Storage>(call_) && begin % kTile == 0) {
+      x_packed_ = reinterpret_cast<const T*>(x_at(0, begin));
+    } else {
+      pack_tile<T>(x_at(0, begin), call_.x_channel_stride, call_.channels, count, x_tile_);
+      x_packed_ = x_tile_;
+    }
     if (dense_count_ < open_count_) {
-      transpose_tile<T>(x_tile_, kTile, call_.channels, padded<T>(count), x_frames_, x_width_);
+      transpose_tile<T>(x_packed_, kTile, call_.channels, padded<T>(count), x_frames_, x_width_);
     }
   }
 
@@ -223,7 +228,7 @@ class Tiles : BlockRows<T, Storage> {
     for (int64_t later = i + rows; is_first_ && later < dense_count_ && later < i + 2 * rows; ++later) {
       prefetch(w_in_row(later), call_.channels);
     }
-    product_block<T>(rows, w, nullptr, call_.channels, x_tile_, vectors, u_rows_ + past_, row_width_);
+    product_block<T>(rows, w, nullptr, call_.channels, x_packed_, vectors, u_rows_ + past_, row_width_);
   }
 
   // The same for one channel, at its open frames only.
@@ -489,6 +494,7 @@ class Tiles : BlockRows<T, Storage> {
   int64_t out_count_ = 0;
   int64_t x_width_, y_width_, z_width_;  // channels in whole vectors
   T* x_tile_;                            // [channels][kTile]
+  const T* x_packed_ = nullptr;          // the same, or x itself where it lies so
   T* z_;                                 // [open channels][kTile]
   T* u_rows_;                            // [kBlockRows][past_ + kTile]
   T* sums_;                              // [kBlockRows][kTile]

@@ -82,7 +82,12 @@ class Tiles : Rows<T, Storage> {
  private:
   void tile(int64_t index, bool has_next, bool is_first) {
     const Place place = place_of(index), next = place_of(index + 1);
-    pack_tile<T>(x_at(place), call_.x_channel_stride, call_.channels, place.frames, x_tile_);
+    const T* x = x_tile_;
+    if (is_packed<T, Storage>(call_)) {
+      x = reinterpret_cast<const T*>(x_at(place));
+    } else {
+      pack_tile<T>(x_at(place), call_.x_channel_stride, call_.channels, place.frames, x_tile_);
+    }
     const RowBlocks blocks(call_.out_channels);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const int64_t first = blocks.begin(block);
@@ -97,8 +102,7 @@ class Tiles : Rows<T, Storage> {
       if (has_next) {
         prefetch_tile(x_at(next), call_.x_channel_stride, call_.channels, next.frames, block, blocks.blocks);
       }
-      product_block<T>(blocks.size(block), w, nullptr, call_.channels, x_tile_, whole_vectors<T>(place.frames), sums_,
-                       kTile);
+      product_block<T>(blocks.size(block), w, nullptr, call_.channels, x, whole_vectors<T>(place.frames), sums_, kTile);
       for (int r = 0; r < blocks.size(block); ++r) write(sums_ + r * kTile, first + r, place, 0, place.frames);
     }
   }

@@ -31,4 +31,10 @@ TileRows<Storage> output_rows(const Call& call, void* y) {
   return {static_cast<Storage*>(y), batch_stride, channel_stride, tile_stride};
 }
 
+// Whether the rows of a tile lie as products take them, room for whole vectors behind the last frame included.
+template <class T, class Storage, class Call>
+DYNCP_INLINE bool is_packed(const Call& call) {
+  return sizeof(T) == sizeof(Storage) && call.x_tile_stride != 0 && call.x_channel_stride == kTile;
+}
+
 }  // namespace dyncp::DYNCP_ISA
