@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast, overload
 
@@ -43,9 +44,7 @@ class StreamingEnhancer:
     """
 
     _like: tuple[int, Any, bool]  # dimensions, dtype and whether numpy, of the last push
-    _waiting: Tensor  # samples of an unfinished hop, (S, fewer than hop)
-    _nothing: Tensor  # the same without any
-    _takes_hops: bool  # whether a push of whole hops can be enhanced as it is
+    _waiting: np.ndarray[Any, Any]  # samples of an unfinished hop, (S, fewer than hop)
     _received: int
 
     def __init__(
@@ -121,11 +120,8 @@ class StreamingEnhancer:
             TypeError: another dtype or kind.
             ValueError: another shape, NaN or infinity. A refused push changes nothing.
         """
-        if self._takes_hops and not return_gates and (hops := self._hops.push_hops(samples, self._shift)) is not None:
-            self._like = (samples.ndim, samples.dtype, isinstance(samples, np.ndarray))
-            self._received += samples.shape[-1]
-            self._frames += samples.shape[-1] // self._config.hop
-            return cast("Samples", hops)
+        if self.streams == 1 and not return_gates and (pushed := self._push_plain(samples)) is not None:
+            return cast("Samples", pushed)
         batch, restore = checked_samples(samples, "StreamingEnhancer.push")
         if batch.shape[0] != self.streams:
             raise ValueError(
@@ -133,15 +129,38 @@ class StreamingEnhancer:
             )
         self._like = (samples.ndim, samples.dtype, isinstance(samples, np.ndarray))
         self._received += batch.shape[-1]
-        waiting = batch.cpu()
-        if self._waiting.shape[-1]:
-            waiting = torch.cat((self._waiting, waiting), dim=-1)
-        rest = waiting.shape[-1] % self._config.hop
-        whole = waiting.shape[-1] - rest
-        self._waiting = waiting[:, whole:].clone() if rest else self._nothing
-        self._takes_hops = self.streams == 1 and not rest
-        enhanced, gates = self._process(waiting[:, :whole] if rest else waiting, return_gates)
+        waiting = torch.cat((torch.from_numpy(self._waiting), batch.cpu()), dim=-1)
+        whole = waiting.shape[-1] - waiting.shape[-1] % self._config.hop
+        self._waiting = waiting[:, whole:].numpy().copy()
+        enhanced, gates = self._process(waiting[:, :whole], return_gates)
         return (restore(enhanced), gates) if return_gates else restore(enhanced)
+
+    def _push_plain(self, samples: Any) -> Any:
+        """The one stream's samples (N,) straight to the engine; None, with nothing done, where they need more care."""
+        is_numpy = isinstance(samples, np.ndarray)
+        hop, waiting = self._config.hop, self._waiting.shape[-1]
+        if type(samples) not in (np.ndarray, Tensor) or samples.ndim != 1:
+            return None
+        count = samples.shape[0]
+        whole = (waiting + count) // hop * hop
+        if whole == waiting + count and not waiting:
+            enhanced = self._hops.push_plain(samples, self._shift)
+        else:
+            if samples.dtype not in (np.float32, torch.float32) or not (is_numpy or samples.is_cpu):
+                return None
+            values = samples if is_numpy else samples.detach().numpy()
+            if not math.isfinite(np.vdot(values, values)):
+                return None
+            joined = np.concatenate((self._waiting[0], values))
+            enhanced = self._hops.push_plain(joined[:whole], self._shift)
+            if enhanced is not None:
+                self._waiting = joined[None, whole:].copy()
+                enhanced = enhanced if is_numpy else torch.from_numpy(enhanced)
+        if enhanced is not None:
+            self._like = (1, samples.dtype, is_numpy)
+            self._received += count
+            self._frames += whole // hop
+        return enhanced
 
     def flush(self, *, return_gates: bool = False) -> Any:
         """End the signal: return what is left, so that all outputs together have N + latency samples; then reset.
@@ -151,7 +170,7 @@ class StreamingEnhancer:
         hop = self._config.hop
         due = self._received + self.latency - self._frames * hop
         silence = torch.zeros(self.streams, -(-due // hop) * hop - self._waiting.shape[-1])
-        rest, gates = self._process(torch.cat((self._waiting, silence), dim=-1), return_gates)
+        rest, gates = self._process(torch.cat((torch.from_numpy(self._waiting), silence), dim=-1), return_gates)
         dimensions, dtype, is_numpy = self._like
         shaped = rest[:, :due] if dimensions == 2 else rest[0, :due]
         self.reset()
@@ -161,8 +180,7 @@ class StreamingEnhancer:
     def reset(self) -> None:
         """Forget the signal so far, as if newly made."""
         self._hops.reset()
-        self._waiting = self._nothing = torch.zeros(self.streams, 0)
-        self._takes_hops = self.streams == 1
+        self._waiting = np.zeros((self.streams, 0), np.float32)
         self._received = 0
         self._frames = 0
         self._like = (2, torch.float32, False)
@@ -196,8 +214,8 @@ class _EngineHops:
         for engine in self._engines:
             engine.reset()
 
-    def push_hops(self, samples: Any, shift: float) -> Any:
-        """Enhance the one stream's samples as they came; None, with nothing done, where they must be prepared."""
+    def push_plain(self, samples: Any, shift: float) -> Any:
+        """Enhance the one stream's hops as they came; None, with nothing done, where they must be prepared."""
         engine = self._engines[0]
         engine.shift = shift
         return engine.push_finite_hops(samples)
@@ -235,7 +253,7 @@ class _ModelHops:
         self._synthesis.reset()
         self._state = self._model.initial_state(self._streams)
 
-    def push_hops(self, samples: Any, shift: float) -> None:
+    def push_plain(self, samples: Any, shift: float) -> None:
         """Samples must always be prepared."""
 
     @torch.no_grad()

@@ -31,7 +31,9 @@ def example(correct=True):
         row("full_path", "dyncp static, samples", p50=72.0),
         row("full_path", "dyncp static, enhancer", p50=95.0),
         row("precision", p50=60.0),
+        row("precision", p50=40.0, dtype="float16"),
         row("precision", p50=30.0, dtype="int8"),
+        row("precision", p50=20.0, dtype="bfloat16"),
     ]
     return Results({"processor": "some processor", "governor": None}, rows, ["a note"])
 
@@ -51,7 +53,7 @@ def test_goals_are_computed_from_the_rows(stored):
     assert reached["streaming, any site and density: slower than our static by"][1] == "aim"
     assert reached["samples in to samples out: us per hop beside the network"] == (12.0, "aim")
     assert reached["the same through StreamingEnhancer"] == (35.0, "must")
-    assert reached["streaming, static: float32 / int8 weights"] == (2.0, "must")
+    assert reached["streaming, static: float32 / float16 or int8 weights, the faster"] == (2.0, "must")
     assert reached["offline 1 x 500, static: fastest other engine / ours"] == (None, "not measured")
 
 
@@ -77,7 +79,7 @@ def test_the_page_has_machine_goals_every_row_and_the_notes(stored):
     page = markdown(stored, "savings.png")
     for text in ("- processor: some processor", "- governor: unknown", "![", "(savings.png)", "- a note"):
         assert text in page
-    assert sum(line.startswith("| dyncp static") for line in page.splitlines()) == 6
+    assert sum(line.startswith("| dyncp static") for line in page.splitlines()) == 8
     (line,) = [line for line in page.splitlines() if "dyncp gated | hidden | 25% | recorded" in line]
     assert "| 240.0 | 24.0 | 48.0 | 60.0% | 60.0% | 1.00 | 2.50 |" in line
 
@@ -97,5 +99,5 @@ def test_the_terminal_shows_every_engine_and_marks_wrong_ones_at_any_width(width
     print_tables(example(correct=False), console)
     text = console.export_text()
     assert text.count("WRONG") == 1
-    assert text.count("dyncp static") == 6
+    assert text.count("dyncp static") == 8
     assert ("p99 us" in text.splitlines()[2]) == (width == 220)
