@@ -108,7 +108,8 @@ class PackedModel:
         model: a streamable network in either form.
         precision: of the weights of the 1x1 convolutions: ``"float32"``, ``"int24"``, ``"float16"``, ``"bfloat16"`` or
             ``"int8"``; integers have one scale per output channel, and those of 24 bits round no worse than float32
-            does in the largest weight of a channel. Sums, biases, the depthwise convolution and the gates stay float32.
+            does in the largest weight of a channel. Sums, biases, the depthwise convolution and the gates stay as exact
+            as in float32.
 
     Attributes:
         tensor: the packed weights, 1-D uint8.

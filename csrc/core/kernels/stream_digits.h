@@ -1,9 +1,10 @@
 // Products of 8-bit weights by the processor's sums of four products of bytes.
 //
-// The activations of a product become integers of 24 bits with one unit for all, as exact as float32 for the largest of
-// them, and these three digits of -128 to 127 each, lowest first.  Every digit is multiplied and summed exactly in 32
-// bits; only the three sums are rounded.  The instruction wants one factor without a sign, so weights are taken 128
-// larger, and what that adds is where the sums begin.  Digits lie in planes, with zeros behind the last one.
+// The activations of a product become integers of 24 bits, in units of which the largest one has 2^23, and the integers
+// three digits of -128 to 127, lowest first.  Digits are multiplied and summed exactly, in 32 bits; only the three sums
+// are rounded.  The instruction wants one factor without a sign, so weights are taken 128 larger, and sums begin with
+// the opposite of what that adds.  Digits lie in planes, one for the first digits and so on, with zeros behind the
+// last.
 #pragma once
 
 #include "core/kernels/stream_vector.h"
@@ -35,10 +36,8 @@ class Digits {
       : planes_(planes), plane_((count + 63) / 64 * 64) {
     const auto load_vector = [&](int i) DYNCP_INLINED {
       const int left = count - i;
-      return _mm512_maskz_loadu_ps(static_cast<__mmask16>(left >= 16 ? 0xffff
-                                                          : left > 0 ? (1 << left) - 1
-                                                                     : 0),
-                                   values + i);
+      const uint32_t lanes = left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
+      return _mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), values + i);
     };
     __m512i most = _mm512_setzero_si512();
     for (int i = 0; i < count; i += 16) {
