@@ -1,10 +1,10 @@
 // Products of 8-bit weights by the processor's sums of four products of bytes.
 //
-// The activations of a product become integers of 24 bits, in units of which the largest one has 2^23, and the integers
-// three digits of -128 to 127, lowest first.  Digits are multiplied and summed exactly, in 32 bits; only the three sums
-// are rounded.  The instruction wants one factor without a sign, so weights are taken 128 larger, and sums begin with
-// the opposite of what that adds.  Digits lie in planes, one for the first digits and so on, with zeros behind the
-// last.
+// The activations of a product become integers of 24 bits, in units of which the largest one has about 2^23, and the
+// integers three digits of -128 to 127, lowest first.  Digits are multiplied and summed exactly, in 32 bits; only the
+// three sums are rounded.  The instruction wants one factor without a sign, so weights are taken 128 larger, and sums
+// begin with the opposite of what that adds.  Digits lie in planes, one for the first digits and so on, with zeros
+// behind the last.
 #pragma once
 
 #include "core/kernels/stream_vector.h"
