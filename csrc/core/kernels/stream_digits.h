@@ -126,7 +126,7 @@ DYNCP_INLINE void join_lines(const char* const* lines, __m512i* words) {
 }
 
 // Results for such words to vectors of the outputs in order.
-DYNCP_INLINE void order_outputs(const Floats* joined, Floats* ordered) {
+DYNCP_INLINE void order_outputs(const Floats* of_words, Floats* ordered) {
   const auto low = [](Floats a, Floats b) DYNCP_INLINED {
     return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
   };
@@ -134,8 +134,8 @@ DYNCP_INLINE void order_outputs(const Floats* joined, Floats* ordered) {
     return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
   };
   // Pairs of words, then fours.
-  const Floats low02 = low(joined[0], joined[2]), high02 = high(joined[0], joined[2]);
-  const Floats low13 = low(joined[1], joined[3]), high13 = high(joined[1], joined[3]);
+  const Floats low02 = low(of_words[0], of_words[2]), high02 = high(of_words[0], of_words[2]);
+  const Floats low13 = low(of_words[1], of_words[3]), high13 = high(of_words[1], of_words[3]);
   ordered[0] = low(low02, low13);
   ordered[1] = high(low02, low13);
   ordered[2] = low(high02, high13);
@@ -168,9 +168,9 @@ DYNCP_INLINE void sum_lines(int count, Line line, const Digits& x, Floats* sums)
     for (int j = 0; j < 4; ++j) lines[j] = line(i + j < count ? i + j : count - 1);
     add(i, lines);
   }
-  Floats joined[4];
-  unrolled<4>([&](auto v) DYNCP_INLINED { joined[v] = x.value(parts[v]); });
-  order_outputs(joined, sums);
+  Floats of_words[4];
+  unrolled<4>([&](auto v) DYNCP_INLINED { of_words[v] = x.value(parts[v]); });
+  order_outputs(of_words, sums);
 }
 
 // sums[r] = rows[r] times all activations, in woven digits, part by part: their sum is in all lanes together.
