@@ -47,6 +47,16 @@ def test_error_stays_at_the_rounding_of_float32(make_block, assert_close, each_i
     assert_close("y", expected, ops.gated_conv(*block.args, **block.options), 4e-7)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 17, 50, 100, 147])
+@pytest.mark.parametrize("site", ["none", "hidden", "output", "both"])
+def test_a_few_frames_behind_whole_vectors(make_block, assert_close, each_instruction_set, site, frames):
+    for channels, hidden in ((128, 256), (33, 65)):
+        block = with_slope(make_block(2, channels, hidden, frames, site=site, density=0.9), 0.25).poison()
+        reference = in_float64(block)
+        expected = ops.gated_conv_reference(*reference.args, **reference.options)
+        assert_close("y", expected, ops.gated_conv(*block.args, **block.options), 4e-7)
+
+
 @pytest.mark.parametrize("sizes", [(33, 65, 31), (40, 72, 17), (257, 41, 9), (7, 8, 3), (1, 1, 1), (64, 97, 64)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_no_size_need_be_a_multiple_of_what_the_processor_takes(

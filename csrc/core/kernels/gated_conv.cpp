@@ -214,21 +214,21 @@ class Tiles : BlockRows<T, Storage> {
       return;
     }
     const int vectors = whole_vectors<T>(frames);
-    if (call_.w_in != nullptr) multiply_in(i, rows, vectors);
+    if (call_.w_in != nullptr) multiply_in(i, rows, vectors * kLanes<T>);
     for (int r = 0; r < rows; ++r) {
       finish_u(open_[i + r].channel, open_[i + r].fresh, begin, frames, fresh + r * row_width_);
     }
   }
 
   // W_in x of the listed channels [i, i + rows), to the new part of u_rows_.
-  DYNCP_INLINE void multiply_in(int64_t i, int rows, int vectors) {
+  DYNCP_INLINE void multiply_in(int64_t i, int rows, int64_t frames) {
     const T* w[kBlockRows];
     for (int r = 0; r < rows; ++r) w[r] = w_in_row(i + r);
     // In the first tile the weights come from far away.
     for (int64_t later = i + rows; is_first_ && later < dense_count_ && later < i + 2 * rows; ++later) {
       prefetch(w_in_row(later), call_.channels);
     }
-    product_block<T>(rows, w, nullptr, call_.channels, x_packed_, vectors, u_rows_ + past_, row_width_);
+    product_frames<T>(rows, w, nullptr, call_.channels, x_packed_, frames, u_rows_ + past_, row_width_);
   }
 
   // The same for one channel, at its open frames only.
@@ -278,7 +278,7 @@ class Tiles : BlockRows<T, Storage> {
   // z of the listed channels [first, first + rows) of a causal block.
   DYNCP_INLINE void convolve_block(int64_t first, int rows, int64_t frames) {
     const int vectors = whole_vectors<T>(frames);
-    multiply_in(first, rows, vectors);
+    multiply_in(first, rows, frames);
     for (int r = 0; r < rows; ++r) {
       const OpenChannel& open = open_[first + r];
       const float* sums = u_rows_ + past_ + r * row_width_;
@@ -335,7 +335,6 @@ class Tiles : BlockRows<T, Storage> {
     if (has_columns) add_columns(shared, frames);
 
     const int64_t dense = list_outputs(begin, frames, shared);
-    const int vectors = whole_vectors<T>(frames);
     const RowBlocks blocks(dense);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const T* w[kBlockRows];
@@ -350,7 +349,7 @@ class Tiles : BlockRows<T, Storage> {
         }
       }
       if (shared > 0) {
-        product_block<T>(count, w, columns, shared, z_, vectors, sums_, kTile);
+        product_frames<T>(count, w, columns, shared, z_, frames, sums_, kTile);
         if (closed != 0) repair(w, count, columns, shared, frames, sums_);
       } else {
         __builtin_memset(sums_, 0, count * kTile * sizeof(T));

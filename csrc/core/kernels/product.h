@@ -84,6 +84,55 @@ struct ProductPanels {
   }
 };
 
+#if defined(__AVX512F__)
+
+// Up to so many frames behind the whole vectors of a clip are not worth a vector of their own.
+constexpr int kTailFrames = 4;
+
+// The same for four frames: lanes are four frames times four values of k, whose sums are added last.  Zeros to the rest
+// of a vector.
+template <int R>
+void product_tail(const float* const* rows, int64_t depth, const float* values, int64_t stride, float* out,
+                  int64_t out_stride) {
+  const __m512i by_frames = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  __m512 sums[R];
+  for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < depth; k += 4) {
+    const int64_t left = depth - k;
+    __m512 v = _mm512_setzero_ps();
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      if (j < left) v = _mm512_mask_broadcast_f32x4(v, 0xf << 4 * j, _mm_loadu_ps(values + (k + j) * stride));
+    }
+    v = _mm512_maskz_permutexvar_ps(0xffff, by_frames, v);
+    const __mmask8 exist = left >= 4 ? 0xf : (1 << left) - 1;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m128 four = _mm_maskz_loadu_ps(exist, rows[r] + k);
+      sums[r] = _mm512_fmadd_ps(_mm512_maskz_broadcast_f32x4(0xffff, four), v, sums[r]);
+    }
+  }
+  const __m512i first_of_four = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Vec<float> s = bits_as<Vec<float>>(sums[r]);
+    const Vec<float> pairs = s + __builtin_shufflevector(s, s, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    const Vec<float> all =
+        pairs + __builtin_shufflevector(pairs, pairs, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    _mm512_storeu_ps(out + r * out_stride, _mm512_maskz_permutexvar_ps(0xf, first_of_four, bits_as<__m512>(all)));
+  }
+}
+
+DYNCP_INLINE void product_tail(int row_count, const float* const* rows, int64_t depth, const float* values,
+                               int64_t stride, float* out, int64_t out_stride) {
+  int r = 0;
+  for (; r + 8 <= row_count; r += 8) product_tail<8>(rows + r, depth, values, stride, out + r * out_stride, out_stride);
+  for (; r + 4 <= row_count; r += 4) product_tail<4>(rows + r, depth, values, stride, out + r * out_stride, out_stride);
+  for (; r < row_count; ++r) product_tail<1>(rows + r, depth, values, stride, out + r * out_stride, out_stride);
+}
+
+#endif
+
 // The same for all `vectors` vectors of a tile, values of which lie `stride` apart.  columns may be null.
 template <class T>
 DYNCP_INLINE void product_block(int row_count, const T* const* rows, const int64_t* columns, int64_t depth,
@@ -95,6 +144,23 @@ DYNCP_INLINE void product_block(int row_count, const T* const* rows, const int64
                                           : ProductPanels<T, false>::of(row_count, width);
     panel(rows, columns, depth, values + offset, stride, out + offset, out_stride);
   }
+}
+
+// The same for `frames` frames: whole vectors, or the end of a clip.
+template <class T>
+DYNCP_INLINE void product_frames(int row_count, const T* const* rows, const int64_t* columns, int64_t depth,
+                                 const T* values, int64_t frames, T* out, int64_t out_stride) {
+  const int vectors = static_cast<int>((frames + kLanes<T> - 1) / kLanes<T>);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const int64_t tail = frames % kLanes<T>, whole = frames - tail;
+    if (tail > 0 && tail <= kTailFrames && columns == nullptr) {
+      product_block<T>(row_count, rows, columns, depth, values, vectors - 1, out, out_stride);
+      return product_tail(row_count, rows, depth, values + whole, kTile, out + whole, out_stride);
+    }
+  }
+#endif
+  product_block<T>(row_count, rows, columns, depth, values, vectors, out, out_stride);
 }
 
 // Splits `count` rows into blocks of nearly equal size, so that no block is left with one row.
