@@ -77,9 +77,11 @@ void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor par
   const Scratch scratch(2 * values * static_cast<int64_t>(sizeof(float)));
   float* x = static_cast<float*>(scratch.data());
   float* y = x + values;
-  // Layers read whole vectors of a tile, but write its frames only.
-  for (int64_t item = 0; layout.tile_stride != 0 && call.frames > 0 && item < 2 * call.batch; ++item) {
-    std::fill_n(x + (item + 1) * layout.batch_stride - layout.tile_stride, layout.tile_stride, 0.0f);
+  if (network.causal && call.frames > 0) {
+    // Layers read whole vectors of a tile, but write its frames only.
+    for (int64_t item = 1; item <= 2 * call.batch; ++item) {
+      std::fill_n(x + item * layout.batch_stride - layout.tile_stride, layout.tile_stride, 0.0f);
+    }
   }
 
   Pointwise front;

@@ -77,6 +77,7 @@ class StreamingEnhancer:
             raise ValueError(f"StreamingEnhancer: precision must be 'float32' without the engine (got {precision!r})")
         else:
             self._hops = _ModelHops(model, streams)
+        self._single = self._hops if streams == 1 and isinstance(self._hops, _EngineHops) else None
         self.budget = budget
         self.reset()
 
@@ -120,8 +121,10 @@ class StreamingEnhancer:
             TypeError: another dtype or kind.
             ValueError: another shape, NaN or infinity. A refused push changes nothing.
         """
-        if self.streams == 1 and not return_gates and (pushed := self._push_plain(samples)) is not None:
-            return cast("Samples", pushed)
+        if self._single is not None and not return_gates:
+            pushed = self._push_plain(self._single, samples)
+            if pushed is not None:
+                return cast("Samples", pushed)
         batch, restore = checked_samples(samples, "StreamingEnhancer.push")
         if batch.shape[0] != self.streams:
             raise ValueError(
@@ -135,7 +138,7 @@ class StreamingEnhancer:
         enhanced, gates = self._process(waiting[:, :whole], return_gates)
         return (restore(enhanced), gates) if return_gates else restore(enhanced)
 
-    def _push_plain(self, samples: Any) -> Any:
+    def _push_plain(self, engine: _EngineHops, samples: Any) -> Any:
         """The one stream's samples (N,) straight to the engine; None, with nothing done, where they need more care."""
         is_numpy = isinstance(samples, np.ndarray)
         hop, waiting = self._config.hop, self._waiting.shape[-1]
@@ -144,7 +147,7 @@ class StreamingEnhancer:
         count = samples.shape[0]
         whole = (waiting + count) // hop * hop
         if whole == waiting + count and not waiting:
-            enhanced = self._hops.push_plain(samples, self._shift)
+            enhanced = engine.push_plain(samples, self._shift)
         else:
             if samples.dtype not in (np.float32, torch.float32) or not (is_numpy or samples.is_cpu):
                 return None
@@ -152,7 +155,7 @@ class StreamingEnhancer:
             if not math.isfinite(np.vdot(values, values)):
                 return None
             joined = np.concatenate((self._waiting[0], values))
-            enhanced = self._hops.push_plain(joined[:whole], self._shift)
+            enhanced = engine.push_plain(joined[:whole], self._shift)
             if enhanced is not None:
                 self._waiting = joined[None, whole:].copy()
                 enhanced = enhanced if is_numpy else torch.from_numpy(enhanced)
@@ -252,9 +255,6 @@ class _ModelHops:
         self._analysis.reset()
         self._synthesis.reset()
         self._state = self._model.initial_state(self._streams)
-
-    def push_plain(self, samples: Any, shift: float) -> None:
-        """Samples must always be prepared."""
 
     @torch.no_grad()
     def push(self, samples: Tensor, shift: float, return_gates: bool) -> tuple[Tensor, list[BlockGates]]:

@@ -188,12 +188,7 @@ class Tiles : BlockRows<T, Storage> {
 
   void pack_x(int64_t begin, int64_t count) {
     if (call_.w_in == nullptr) return;
-    if (is_packed<T, Storage>(call_) && begin % kTile == 0) {
-      x_packed_ = reinterpret_cast<const T*>(x_at(0, begin));
-    } else {
-      pack_tile<T>(x_at(0, begin), call_.x_channel_stride, call_.channels, count, x_tile_);
-      x_packed_ = x_tile_;
-    }
+    x_packed_ = packed_rows<T>(call_, x_at(0, begin), begin, count, x_tile_);
     if (dense_count_ < open_count_) {
       transpose_tile<T>(x_packed_, kTile, call_.channels, padded<T>(count), x_frames_, x_width_);
     }
@@ -214,6 +209,7 @@ class Tiles : BlockRows<T, Storage> {
       return;
     }
     const int vectors = whole_vectors<T>(frames);
+    // Whole vectors: frames of the past are computed again, and must come out as they did in their own tile.
     if (call_.w_in != nullptr) multiply_in(i, rows, vectors * kLanes<T>);
     for (int r = 0; r < rows; ++r) {
       finish_u(open_[i + r].channel, open_[i + r].fresh, begin, frames, fresh + r * row_width_);

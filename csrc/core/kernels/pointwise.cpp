@@ -82,12 +82,7 @@ class Tiles : Rows<T, Storage> {
  private:
   void tile(int64_t index, bool has_next, bool is_first) {
     const Place place = place_of(index), next = place_of(index + 1);
-    const T* x = x_tile_;
-    if (is_packed<T, Storage>(call_)) {
-      x = reinterpret_cast<const T*>(x_at(place));
-    } else {
-      pack_tile<T>(x_at(place), call_.x_channel_stride, call_.channels, place.frames, x_tile_);
-    }
+    const T* x = packed_rows<T>(call_, x_at(place), place.begin, place.frames, x_tile_);
     const RowBlocks blocks(call_.out_channels);
     for (int64_t block = 0; block < blocks.blocks; ++block) {
       const int64_t first = blocks.begin(block);

@@ -127,19 +127,13 @@ DYNCP_INLINE void join_lines(const char* const* lines, __m512i* words) {
 
 // Results for such words to vectors of the outputs in order.
 DYNCP_INLINE void order_outputs(const Floats* of_words, Floats* ordered) {
-  const auto low = [](Floats a, Floats b) DYNCP_INLINED {
-    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
-  };
-  const auto high = [](Floats a, Floats b) DYNCP_INLINED {
-    return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-  };
   // Pairs of words, then fours.
-  const Floats low02 = low(of_words[0], of_words[2]), high02 = high(of_words[0], of_words[2]);
-  const Floats low13 = low(of_words[1], of_words[3]), high13 = high(of_words[1], of_words[3]);
-  ordered[0] = low(low02, low13);
-  ordered[1] = high(low02, low13);
-  ordered[2] = low(high02, high13);
-  ordered[3] = high(high02, high13);
+  const Floats low02 = lower_lanes(of_words[0], of_words[2]), high02 = upper_lanes(of_words[0], of_words[2]);
+  const Floats low13 = lower_lanes(of_words[1], of_words[3]), high13 = upper_lanes(of_words[1], of_words[3]);
+  ordered[0] = lower_lanes(low02, low13);
+  ordered[1] = upper_lanes(low02, low13);
+  ordered[2] = lower_lanes(high02, high13);
+  ordered[3] = upper_lanes(high02, high13);
 }
 
 // sums[0..3] = sum over i < count of activation i, in plain digits, times the 64 weights at line(i).

@@ -128,9 +128,8 @@ DYNCP_INLINE Floats finished(Floats sum, const void* model, const PanelMatrix& m
 template <Precision P, class Use>
 DYNCP_INLINE void multiply_panels(const PackedHeader& h, void* state, const PanelMatrix& matrix, const float* values,
                                   Use use) {
-  const void* model = &h;
   const Activations<P> x(DigitOrder::plain, h, state, values, matrix.inputs);
-  const char* panel = at<char>(model, matrix.weights);
+  const char* panel = at<char>(&h, matrix.weights);
   const int outputs = (matrix.outputs + kPad - 1) / kPad * kPad, inputs = matrix.inputs;
   for (int start = 0; start < outputs; start += kPanel) {
     const int width = least(kPanel, outputs - start);
@@ -142,7 +141,7 @@ DYNCP_INLINE void multiply_panels(const PackedHeader& h, void* state, const Pane
           tile, inputs, [&](int i) DYNCP_INLINED { return panel + i * step; }, x, [](int i) { return i; }, sums);
       unrolled<kVectors>([&](auto v) DYNCP_INLINED {
         const int place = start + tile.place(v);
-        use(place, finished<P>(sums[v], model, matrix, place));
+        use(place, finished<P>(sums[v], &h, matrix, place));
       });
     });
     panel += inputs * step;

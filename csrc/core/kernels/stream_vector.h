@@ -88,20 +88,20 @@ DYNCP_INLINE Words byte_of(Words words, int place) {
   if (place == 0) return words << 24;
   if (place == 3) return words & 0xff000000;
   // One instruction where bytes can be shuffled.
-#if defined(__AVX512F__) || defined(__AVX2__) || defined(__aarch64__)
-  const int first = place, second = 4 + place, third = 8 + place, fourth = 12 + place;
+#if defined(__AVX2__)
+  const __m128i from =
+      _mm_set_epi8(place + 12, -1, -1, -1, place + 8, -1, -1, -1, place + 4, -1, -1, -1, place, -1, -1, -1);
 #endif
 #if defined(__AVX512F__)
-  const __m128i from = _mm_set_epi8(fourth, -1, -1, -1, third, -1, -1, -1, second, -1, -1, -1, first, -1, -1, -1);
   return reinterpret_cast<Words>(_mm512_maskz_shuffle_epi8(~uint64_t{0}, reinterpret_cast<__m512i>(words),
                                                            _mm512_maskz_broadcast_i32x4(0xffff, from)));
 #elif defined(__AVX2__)
-  const __m128i from = _mm_set_epi8(fourth, -1, -1, -1, third, -1, -1, -1, second, -1, -1, -1, first, -1, -1, -1);
   return reinterpret_cast<Words>(
       _mm256_shuffle_epi8(reinterpret_cast<__m256i>(words), _mm256_broadcastsi128_si256(from)));
 #elif defined(__aarch64__)
-  const uint8x16_t from = {255, 255, 255, static_cast<uint8_t>(first), 255, 255, 255, static_cast<uint8_t>(second),
-                           255, 255, 255, static_cast<uint8_t>(third), 255, 255, 255, static_cast<uint8_t>(fourth)};
+  const auto first = static_cast<uint8_t>(place), second = static_cast<uint8_t>(place + 4);
+  const auto third = static_cast<uint8_t>(place + 8), fourth = static_cast<uint8_t>(place + 12);
+  const uint8x16_t from = {255, 255, 255, first, 255, 255, 255, second, 255, 255, 255, third, 255, 255, 255, fourth};
   return reinterpret_cast<Words>(vqtbl1q_u8(reinterpret_cast<uint8x16_t>(words), from));
 #else
   return (words << (24 - 8 * place)) & 0xff000000;
@@ -143,10 +143,14 @@ DYNCP_INLINE void load_weights(const char* row, int vector, int part, Floats* w)
 // Lane i of the result is the sum of the lanes of rows[i], i < kWidth: a tree that halves the number of vectors at
 // every step, first inside groups of four lanes, then across the groups.
 #if defined(__AVX512F__)
-DYNCP_INLINE Floats sum_step1(Floats a, Floats b) {
-  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
-         __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+// Of each group of four lanes the lower two, or the upper two, of a and b in turn.
+DYNCP_INLINE Floats lower_lanes(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
 }
+DYNCP_INLINE Floats upper_lanes(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+}
+DYNCP_INLINE Floats sum_step1(Floats a, Floats b) { return lower_lanes(a, b) + upper_lanes(a, b); }
 DYNCP_INLINE Floats sum_step2(Floats a, Floats b) {
   return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
          __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);

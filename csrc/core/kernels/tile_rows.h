@@ -1,6 +1,9 @@
 // Where the rows of a tile of frames lie: one behind the other, or in tiles, see GatedConv.
 #pragma once
 
+#include <type_traits>
+
+#include "core/kernels/pack.h"
 #include "core/kernels/product.h"
 #include "core/simd.h"
 
@@ -31,10 +34,15 @@ TileRows<Storage> output_rows(const Call& call, void* y) {
   return {static_cast<Storage*>(y), batch_stride, channel_stride, tile_stride};
 }
 
-// Whether the rows of a tile lie as products take them, room for whole vectors behind the last frame included.
+// The rows of a tile, from one frame on, as products take them: x itself where it lies so, with room for whole vectors
+// behind the last frame, else a copy in `tile`.
 template <class T, class Storage, class Call>
-DYNCP_INLINE bool is_packed(const Call& call) {
-  return sizeof(T) == sizeof(Storage) && call.x_tile_stride != 0 && call.x_channel_stride == kTile;
+DYNCP_INLINE const T* packed_rows(const Call& call, const Storage* x, int64_t begin, int64_t frames, T* tile) {
+  if constexpr (std::is_same<T, Storage>::value) {
+    if (call.x_tile_stride != 0 && call.x_channel_stride == kTile && begin % kTile == 0) return x;
+  }
+  pack_tile<T>(x, call.x_channel_stride, call.channels, frames, tile);
+  return tile;
 }
 
 }  // namespace dyncp::DYNCP_ISA
