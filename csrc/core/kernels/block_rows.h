@@ -192,32 +192,6 @@ class BlockRows {
     return value > 0 && value <= 1 ? Slope::at_most_one : Slope::other;
   }
 
-#if defined(__AVX512F__)
-  // z of a channel from its sums W_in x, u staying in registers: a shifted load of what was just stored would have to
-  // wait for it.  For boolean gates, slopes of one kind, three taps, no look-ahead and a reach of at most one vector.
-  template <Slope kSlope>
-  DYNCP_INLINE void convolve_sums(int64_t channel, uint64_t open, int vectors, const float* sums, float* z) {
-    const auto or_zero = [&](const void* p, int64_t i) { return broadcast(p == nullptr ? 0.0f : weights(p)[i]); };
-    const Vec<float> b_in = or_zero(call_.b_in, channel), b_dw = or_zero(call_.b_dw, channel);
-    const Vec<float> slope_in = or_zero(call_.slope_in, 0), slope_dw = or_zero(call_.slope_dw, 0);
-    const float* w = weights(call_.w_dw) + channel * 3;
-    const Vec<float> w0 = broadcast(w[0]), w1 = broadcast(w[1]), w2 = broadcast(w[2]);
-    const Words near = delay(call_.dilation), far = delay(2 * call_.dilation);
-    float* past = history_ + channel * past_;
-    Vec<float> before = load(past);
-    for (int v = 0; v < vectors; ++v) {
-      const __mmask16 lanes = static_cast<__mmask16>(open >> v * kLanes<float>);
-      const Vec<float> u = rectified<kSlope>(load(sums + v * kLanes<float>) + b_in, slope_in, lanes);
-      const Vec<float> sum = w0 * delayed(before, u, far) + (w1 * delayed(before, u, near) + (w2 * u + b_dw));
-      store(z + v * kLanes<float>, rectified<kSlope>(sum, slope_dw, lanes));
-      before = u;
-    }
-    // A tile that is not whole is the last one.
-    store(past, before);
-    remembers_[channel] = 1;
-  }
-#endif
-
   // Where a range of tiles begins, nothing is remembered yet.
   void clear_history() {
     __builtin_memset(history_, 0, call_.hidden * past_ * sizeof(T));

@@ -55,7 +55,7 @@ class Network {
       const T* w[kBlockRows];
       for (int r = 0; r < blocks.size(block); ++r) w[r] = weights(call_.w_reduce) + (first + r) * call_.channels;
       product_block<T>(blocks.size(block), w, nullptr, call_.channels, values, whole_vectors<T>(frames),
-                       row(item, first) + begin, width_, stride);
+                       StoreSums<T>{row(item, first) + begin, width_}, stride);
     }
   }
 
@@ -90,7 +90,8 @@ class Network {
       const int64_t first = blocks.begin(block);
       const T* w[kBlockRows];
       for (int r = 0; r < blocks.size(block); ++r) w[r] = weights(call_.w_expand) + (first + r) * call_.width;
-      product_block<T>(blocks.size(block), w, nullptr, call_.width, hidden_, vectors, sums_, kFrames, kFrames);
+      product_block<T>(blocks.size(block), w, nullptr, call_.width, hidden_, vectors, StoreSums<T>{sums_, kFrames},
+                       kFrames);
       for (int r = 0; r < blocks.size(block); ++r) {
         const Vec<T> threshold = threshold_of(first + r);
         uint64_t open = 0;

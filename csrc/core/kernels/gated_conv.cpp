@@ -30,8 +30,10 @@ class Tiles : BlockRows<T, Storage> {
   using Rows = BlockRows<T, Storage>;
   using Rows::activate, Rows::call_, Rows::clear_history, Rows::convolve, Rows::convolves_in_registers_;
   using Rows::finish_u, Rows::for_each_past_window, Rows::for_each_tile, Rows::forget;
-  using Rows::hidden_gate, Rows::hidden_varies_, Rows::item_, Rows::out_gate, Rows::out_varies_, Rows::past_;
-  using Rows::remember, Rows::row_width_, Rows::skip, Rows::weights, Rows::window_at, Rows::write, Rows::x_at;
+  using Rows::hidden_gate, Rows::hidden_varies_, Rows::history_, Rows::item_, Rows::out_gate, Rows::out_varies_;
+  using Rows::past_, Rows::remembers_;
+  using Rows::remember, Rows::row_width_, Rows::skip, Rows::weights, Rows::window_at, Rows::write, Rows::x_, Rows::x_at,
+      Rows::y_, Rows::y_at;
   using typename Rows::Window;
 
  public:
@@ -210,21 +212,22 @@ class Tiles : BlockRows<T, Storage> {
     }
     const int vectors = whole_vectors<T>(frames);
     // Whole vectors: frames of the past are computed again, and must come out as they did in their own tile.
-    if (call_.w_in != nullptr) multiply_in(i, rows, vectors * kLanes<T>);
+    if (call_.w_in != nullptr) multiply_in(i, rows, vectors * kLanes<T>, StoreSums<T>{fresh, row_width_});
     for (int r = 0; r < rows; ++r) {
       finish_u(open_[i + r].channel, open_[i + r].fresh, begin, frames, fresh + r * row_width_);
     }
   }
 
-  // W_in x of the listed channels [i, i + rows), to the new part of u_rows_.
-  DYNCP_INLINE void multiply_in(int64_t i, int rows, int64_t frames) {
+  // W_in x of the listed channels [i, i + rows) at the frames of x_packed_.
+  template <class Finish>
+  DYNCP_INLINE void multiply_in(int64_t i, int rows, int64_t frames, const Finish& finish) {
     const T* w[kBlockRows];
-    for (int r = 0; r < rows; ++r) w[r] = w_in_row(i + r);
+    list_rows<T>(rows, w, [&](int r) { return w_in_row(i + r); });
     // In the first tile the weights come from far away.
     for (int64_t later = i + rows; is_first_ && later < dense_count_ && later < i + 2 * rows; ++later) {
       prefetch(w_in_row(later), call_.channels);
     }
-    product_frames<T>(rows, w, nullptr, call_.channels, x_packed_, frames, u_rows_ + past_, row_width_);
+    product_frames<T>(rows, w, nullptr, call_.channels, x_packed_, frames, finish);
   }
 
   // The same for one channel, at its open frames only.
@@ -273,19 +276,67 @@ class Tiles : BlockRows<T, Storage> {
 #if defined(__AVX512F__)
   // z of the listed channels [first, first + rows) of a causal block.
   DYNCP_INLINE void convolve_block(int64_t first, int rows, int64_t frames) {
-    const int vectors = whole_vectors<T>(frames);
-    multiply_in(first, rows, frames);
-    for (int r = 0; r < rows; ++r) {
-      const OpenChannel& open = open_[first + r];
-      const float* sums = u_rows_ + past_ + r * row_width_;
-      float* z = z_ + (first + r) * kTile;
-      if (call_.slope_in == nullptr) {
-        this->template convolve_sums<Slope::relu>(open.channel, open.frames, vectors, sums, z);
-      } else {
-        this->template convolve_sums<Slope::at_most_one>(open.channel, open.frames, vectors, sums, z);
+    if (call_.slope_in == nullptr) {
+      multiply_in(first, rows, frames, Convolution<Slope::relu>(*this, first));
+    } else {
+      multiply_in(first, rows, frames, Convolution<Slope::at_most_one>(*this, first));
+    }
+    for (int r = 0; r < rows; ++r) remembers_[open_[first + r].channel] = 1;
+  }
+
+  // From sums to z of the listed channels from `first` on, for boolean gates, slopes of one kind, three taps, no
+  // look-ahead and a reach of at most one vector.  u stays in registers: a shifted load of what was just stored would
+  // have to wait for it.
+  template <Slope kSlope>
+  class Convolution {
+   public:
+    Convolution(const Tiles& tiles, int64_t first)
+        : open_(tiles.open_ + first),
+          b_in_(tiles.weights(tiles.call_.b_in)),
+          b_dw_(tiles.weights(tiles.call_.b_dw)),
+          w_dw_(tiles.weights(tiles.call_.w_dw)),
+          slope_in_(kSlope == Slope::relu ? 0.0f : *tiles.weights(tiles.call_.slope_in)),
+          slope_dw_(kSlope == Slope::relu ? 0.0f : *tiles.weights(tiles.call_.slope_dw)),
+          near_(delay(tiles.call_.dilation)),
+          far_(delay(2 * tiles.call_.dilation)),
+          history_(tiles.history_),
+          z_(tiles.z_ + first * kTile) {}
+
+    template <int R, int V>
+    DYNCP_INLINE void operator()(int first, const Vec<float> (&sums)[R][V]) const {
+      const Vec<float> slope_in = broadcast(slope_in_), slope_dw = broadcast(slope_dw_);
+      const Words near = near_, far = far_;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const int64_t channel = open_[r].channel;
+        const Vec<float> b_in = broadcast(b_in_ == nullptr ? 0.0f : b_in_[channel]);
+        const Vec<float> b_dw = broadcast(b_dw_ == nullptr ? 0.0f : b_dw_[channel]);
+        const float* w = w_dw_ + channel * 3;
+        float* past = history_ + channel * kLanes<float>;
+        Vec<float> before = load(past);
+#pragma GCC unroll 3
+        for (int v = 0; v < V; ++v) {
+          const int64_t t = (first + v) * kLanes<float>;
+          const __mmask16 lanes = static_cast<__mmask16>(open_[r].frames >> t);
+          const Vec<float> u = rectified<kSlope>(sums[r][v] + b_in, slope_in, lanes);
+          const Vec<float> sum = broadcast(w[0]) * delayed(before, u, far) +
+                                 (broadcast(w[1]) * delayed(before, u, near) + (broadcast(w[2]) * u + b_dw));
+          store(z_ + r * kTile + t, rectified<kSlope>(sum, slope_dw, lanes));
+          before = u;
+        }
+        // A tile that is not whole is the last one.
+        store(past, before);
       }
     }
-  }
+
+   private:
+    const OpenChannel* open_;
+    const float *b_in_, *b_dw_, *w_dw_;
+    float slope_in_, slope_dw_;
+    Words near_, far_;
+    float* history_;
+    float* z_;
+  };
 #endif
 
   // Asks for what the tile behind this one will read first.
@@ -328,6 +379,7 @@ class Tiles : BlockRows<T, Storage> {
       columns = columns_;
     }
     const bool has_columns = shared < open_count_;
+    const bool writes_sums = closed == 0 && !has_columns && Output::takes(*this, frames);
     if (has_columns) add_columns(shared, frames);
 
     const int64_t dense = list_outputs(begin, frames, shared);
@@ -336,7 +388,7 @@ class Tiles : BlockRows<T, Storage> {
       const T* w[kBlockRows];
       const int64_t first = blocks.begin(block);
       const int count = blocks.size(block);
-      for (int r = 0; r < count; ++r) w[r] = w_out_row(first + r);
+      list_rows<T>(count, w, [&](int r) { return w_out_row(first + r); });
       for (int64_t later = first + count; is_first_ && later < dense && later < first + 2 * count; ++later) {
         if (call_.w_out_column_stride == 1 && 4 * shared >= call_.hidden) {
           prefetch(w_out_row(later), call_.hidden);
@@ -344,8 +396,12 @@ class Tiles : BlockRows<T, Storage> {
           for (int64_t k = 0; k < shared; ++k) __builtin_prefetch(w_out_row(later) + columns[k]);
         }
       }
+      if (writes_sums) {
+        product_frames<T>(count, w, columns, shared, z_, frames, Output(*this, first, begin, branch));
+        continue;
+      }
       if (shared > 0) {
-        product_frames<T>(count, w, columns, shared, z_, frames, sums_, kTile);
+        product_frames<T>(count, w, columns, shared, z_, frames, StoreSums<T>{sums_, kTile});
         if (closed != 0) repair(w, count, columns, shared, frames, sums_);
       } else {
         __builtin_memset(sums_, 0, count * kTile * sizeof(T));
@@ -358,6 +414,52 @@ class Tiles : BlockRows<T, Storage> {
     }
     if (dense < out_count_) project_frames(dense, columns, begin, frames, branch);
   }
+
+  // From sums to y of the listed outputs from `first` on, with nothing that would have to branch: code that branches
+  // does not leave the sums in registers.
+  class Output {
+   public:
+    Output(const Tiles& tiles, int64_t first, int64_t begin, uint64_t branch)
+        : out_(tiles.out_ + first),
+          branch_(branch),
+          bias_(tiles.weights(tiles.call_.b_out)),
+          x_(tiles.x_at(0, begin)),
+          x_stride_(tiles.x_.channel_stride),
+          y_(tiles.y_at(0, begin)),
+          y_stride_(tiles.y_.channel_stride) {}
+
+    static bool takes(const Tiles& tiles, int64_t frames) {
+      const GatedConv& call = tiles.call_;
+      const bool has_room = frames % kLanes<T> == 0 || (call.x_tile_stride != 0 && call.y_tile_stride != 0);
+      return call.residual && call.b_out != nullptr && has_room && tiles.out_gate().values == nullptr;
+    }
+
+    template <int R, int V>
+    DYNCP_INLINE void operator()(int first, const Vec<T> (&sums)[R][V]) const {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const int64_t channel = out_[r].channel;
+        const uint64_t open = out_[r].frames & branch_;
+        const Vec<T> bias = broadcast(bias_[channel]);
+        const Storage* x = x_ + channel * x_stride_;
+        Storage* y = y_ + channel * y_stride_;
+#pragma GCC unroll 3
+        for (int v = 0; v < V; ++v) {
+          const int64_t t = (first + v) * kLanes<T>;
+          store(y + t, load(x + t) + keep_open<T>(open, t, sums[r][v] + bias));
+        }
+      }
+    }
+
+   private:
+    const OpenChannel* out_;
+    uint64_t branch_;
+    const T* bias_;
+    const Storage* x_;
+    int64_t x_stride_;
+    Storage* y_;
+    int64_t y_stride_;
+  };
 
   // Lists the open outputs in out_, first those that share products; writes the others.
   int64_t list_outputs(int64_t begin, int64_t frames, int64_t depth) {

@@ -186,7 +186,8 @@ class Backward {
         const T* w[kBlockRows];
         const int32_t* rows = computed(item) + blocks.begin(block);
         for (int r = 0; r < blocks.size(block); ++r) w[r] = weights(call_.w_in) + rows[r] * call_.w_in_row_stride;
-        product_block<T>(blocks.size(block), w, nullptr, call_.channels, tile_, whole_vectors<T>(kTile), sums_, kTile);
+        product_block<T>(blocks.size(block), w, nullptr, call_.channels, tile_, whole_vectors<T>(kTile),
+                         StoreSums<T>{sums_, kTile});
         for (int r = 0; r < blocks.size(block); ++r) {
           const T bias = call_.b_in == nullptr ? T(0) : weights(call_.b_in)[rows[r]];
           T* a = a_ + index(item, rows[r]) * width_ + begin;
@@ -296,7 +297,8 @@ class Backward {
       const T* w[kBlockRows];
       const int32_t* rows = computed(item) + blocks.begin(block);
       for (int r = 0; r < blocks.size(block); ++r) w[r] = weights(call_.w_out) + rows[r] * call_.w_out_column_stride;
-      product_block<T>(blocks.size(block), w, columns_, depth, tile_, whole_vectors<T>(kTile), sums_, kTile);
+      product_block<T>(blocks.size(block), w, columns_, depth, tile_, whole_vectors<T>(kTile),
+                       StoreSums<T>{sums_, kTile});
       for (int r = 0; r < blocks.size(block); ++r) {
         T* sums = sums_ + r * kTile;
         repair(w[r], depth, frames, sums, [&](int64_t row, int64_t t) { return out.is_open_at(row, begin + t); });
@@ -320,7 +322,8 @@ class Backward {
       const T* w[kBlockRows];
       const int64_t first = blocks.begin(block);
       for (int r = 0; r < blocks.size(block); ++r) w[r] = weights(call_.w_out) + (first + r) * call_.w_out_row_stride;
-      product_block<T>(blocks.size(block), w, columns_, depth, tile_, whole_vectors<T>(kTile), sums_, kTile);
+      product_block<T>(blocks.size(block), w, columns_, depth, tile_, whole_vectors<T>(kTile),
+                       StoreSums<T>{sums_, kTile});
       for (int r = 0; r < blocks.size(block); ++r) {
         T* sums = sums_ + r * kTile;
         repair(w[r], depth, frames, sums, [&](int64_t row, int64_t t) { return gate.is_open_at(row, begin + t); });
@@ -459,7 +462,8 @@ class Backward {
       const T* w[kBlockRows];
       const int64_t first = blocks.begin(block);
       for (int r = 0; r < blocks.size(block); ++r) w[r] = weights(call_.w_in) + first + r;
-      product_block<T>(blocks.size(block), w, columns_, depth, tile_, whole_vectors<T>(kTile), sums_, kTile);
+      product_block<T>(blocks.size(block), w, columns_, depth, tile_, whole_vectors<T>(kTile),
+                       StoreSums<T>{sums_, kTile});
       for (int r = 0; r < blocks.size(block); ++r) {
         T* sums = sums_ + r * kTile;
         repair(w[r], depth, frames, sums, [&](int64_t row, int64_t t) { return gate.is_open_at(row, begin + t); });

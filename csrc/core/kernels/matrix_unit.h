@@ -609,8 +609,8 @@ class UnitProduct {
   __attribute__((noinline)) void heal(int64_t row, int v, float* sums) const {
     float again[kUnitFrames];
     const float* w = w_ + offsets_[row];
-    product_block<float>(1, &w, has_columns_ ? columns_ : nullptr, depth_, frames_->whole() + v * kUnitFrames, 1, again,
-                         kUnitFrames, kTile);
+    product_block<float>(1, &w, has_columns_ ? columns_ : nullptr, depth_, frames_->whole() + v * kUnitFrames, 1,
+                         StoreSums<float>{again, kUnitFrames});
     const Vec<float> sum = load(sums);
     store(sums, select(sum - sum == zero<float>(), sum, load(again)));
   }

@@ -97,7 +97,7 @@ class Tiles : Rows<T, Storage> {
       if (has_next) {
         prefetch_tile(x_at(next), call_.x_channel_stride, call_.channels, next.frames, block, blocks.blocks);
       }
-      product_frames<T>(blocks.size(block), w, nullptr, call_.channels, x, place.frames, sums_, kTile);
+      product_frames<T>(blocks.size(block), w, nullptr, call_.channels, x, place.frames, StoreSums<T>{sums_, kTile});
       for (int r = 0; r < blocks.size(block); ++r) write(sums_ + r * kTile, first + r, place, 0, place.frames);
     }
   }

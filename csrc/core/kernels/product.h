@@ -1,6 +1,10 @@
 // Register-blocked product of a few weight rows with a tile of frames: lanes are frames, weights are broadcast.
+//
+// Products hand their sums over while they are in registers: finish(first, sums) gets an array [rows][vectors] of
+// Vec<T> that begins at vector `first` of the tile.
 #pragma once
 
+#include "core/kernels/storage.h"
 #include "core/simd.h"
 
 namespace dyncp::DYNCP_ISA {
@@ -20,12 +24,29 @@ constexpr int kPanelVectors = 3;
 constexpr int kPanelVectors = 2;
 #endif
 
-// out[r][t] = sum over k of rows[r][column(k)] * values[k * stride + t], for R rows and V vectors of frames.
-// column(k) is columns[k], or k when there is no list.  Every (row, frame) is one chain of multiply-adds in the order
-// of k, so its value does not depend on the block that it is computed in.
-template <class T, int R, int V, bool kListed>
-void product_panel(const T* const* rows, const int64_t* columns, int64_t depth, const T* values, int64_t stride, T* out,
-                   int64_t out_stride) {
+// The usual end: sums go to rows of memory.
+template <class T>
+struct StoreSums {
+  T* out;
+  int64_t stride;
+
+  template <int R, int V>
+  DYNCP_INLINE void operator()(int first, const Vec<T> (&sums)[R][V]) const {
+    // Unrolled by request: otherwise the sums go to memory twice.
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) store(out + r * stride + (first + v) * kLanes<T>, sums[r][v]);
+    }
+  }
+};
+
+// finish(first, sums), where sums[r][t] = sum over k of rows[r][column(k)] * values[k * stride + t], for R rows and V
+// vectors of frames.  column(k) is columns[k], or k when there is no list.  Every (row, frame) is one chain of
+// multiply-adds in the order of k, so its value does not depend on the block that it is computed in.
+template <class T, int R, int V, bool kListed, class Finish>
+void product_panel(const T* const* rows, const int64_t* columns, int64_t depth, const T* values, int64_t stride,
+                   int first, const Finish& finish) {
   Vec<T> sums[R][V] = {};
   const T* w[R];
   for (int r = 0; r < R; ++r) w[r] = rows[r];
@@ -38,24 +59,68 @@ void product_panel(const T* const* rows, const int64_t* columns, int64_t depth, 
       for (int j = 0; j < V; ++j) sums[r][j] = weight * v[j] + sums[r][j];
     }
   }
-  // Unrolled by request: otherwise the sums go to memory twice.
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 3
-    for (int j = 0; j < V; ++j) store(out + r * out_stride + j * kLanes<T>, sums[r][j]);
-  }
+  finish(first, sums);
 }
 
-template <class T, bool kListed>
+#if defined(__AVX512F__)
+
+// Up to so many frames behind the whole vectors of a clip are not worth a vector of their own.
+constexpr int kTailFrames = 4;
+
+// The same for four frames: lanes are four frames times four values of k, whose sums are added last.  The rest of a
+// vector of sums is zeros.
+template <int R, class Finish>
+void product_tail(const float* const* rows, const int64_t*, int64_t depth, const float* values, int64_t stride,
+                  int first, const Finish& finish) {
+  const __m512i by_frames = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  __m512 products[R];
+  for (int r = 0; r < R; ++r) products[r] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < depth; k += 4) {
+    const int64_t left = depth - k;
+    __m512 v = _mm512_setzero_ps();
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      if (j < left) v = _mm512_mask_broadcast_f32x4(v, 0xf << 4 * j, _mm_loadu_ps(values + (k + j) * stride));
+    }
+    v = _mm512_maskz_permutexvar_ps(0xffff, by_frames, v);
+    const __mmask8 exist = left >= 4 ? 0xf : (1 << left) - 1;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m128 four = _mm_maskz_loadu_ps(exist, rows[r] + k);
+      products[r] = _mm512_fmadd_ps(_mm512_maskz_broadcast_f32x4(0xffff, four), v, products[r]);
+    }
+  }
+  const __m512i first_of_four = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+  Vec<float> sums[R][1];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Vec<float> s = bits_as<Vec<float>>(products[r]);
+    const Vec<float> pairs = s + __builtin_shufflevector(s, s, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    const Vec<float> all =
+        pairs + __builtin_shufflevector(pairs, pairs, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    sums[r][0] = bits_as<Vec<float>>(_mm512_maskz_permutexvar_ps(0xf, first_of_four, bits_as<__m512>(all)));
+  }
+  finish(first, sums);
+}
+
+#endif
+
+template <class T, bool kListed, class Finish>
 struct ProductPanels {
-  using Panel = void (*)(const T* const*, const int64_t*, int64_t, const T*, int64_t, T*, int64_t);
+  using Panel = void (*)(const T* const*, const int64_t*, int64_t, const T*, int64_t, int, const Finish&);
+  static constexpr int kTail = 0;  // in place of a number of vectors
 
   template <int R>
   static Panel of_rows(int vectors) {
-    if constexpr (kPanelVectors == 3) {
-      if (vectors == 3) return product_panel<T, R, 3, kListed>;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == sizeof(float) && !kListed) {
+      if (vectors == kTail) return product_tail<R, Finish>;
     }
-    return vectors == 2 ? product_panel<T, R, 2, kListed> : product_panel<T, R, 1, kListed>;
+#endif
+    if constexpr (kPanelVectors == 3) {
+      if (vectors == 3) return product_panel<T, R, 3, kListed, Finish>;
+    }
+    return vectors == 2 ? product_panel<T, R, 2, kListed, Finish> : product_panel<T, R, 1, kListed, Finish>;
   }
 
   static Panel of(int rows, int vectors) {
@@ -84,83 +149,45 @@ struct ProductPanels {
   }
 };
 
-#if defined(__AVX512F__)
-
-// Up to so many frames behind the whole vectors of a clip are not worth a vector of their own.
-constexpr int kTailFrames = 4;
-
-// The same for four frames: lanes are four frames times four values of k, whose sums are added last.  Zeros to the rest
-// of a vector.
-template <int R>
-void product_tail(const float* const* rows, int64_t depth, const float* values, int64_t stride, float* out,
-                  int64_t out_stride) {
-  const __m512i by_frames = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-  __m512 sums[R];
-  for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < depth; k += 4) {
-    const int64_t left = depth - k;
-    __m512 v = _mm512_setzero_ps();
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      if (j < left) v = _mm512_mask_broadcast_f32x4(v, 0xf << 4 * j, _mm_loadu_ps(values + (k + j) * stride));
-    }
-    v = _mm512_maskz_permutexvar_ps(0xffff, by_frames, v);
-    const __mmask8 exist = left >= 4 ? 0xf : (1 << left) - 1;
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const __m128 four = _mm_maskz_loadu_ps(exist, rows[r] + k);
-      sums[r] = _mm512_fmadd_ps(_mm512_maskz_broadcast_f32x4(0xffff, four), v, sums[r]);
-    }
-  }
-  const __m512i first_of_four = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    const Vec<float> s = bits_as<Vec<float>>(sums[r]);
-    const Vec<float> pairs = s + __builtin_shufflevector(s, s, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-    const Vec<float> all =
-        pairs + __builtin_shufflevector(pairs, pairs, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-    _mm512_storeu_ps(out + r * out_stride, _mm512_maskz_permutexvar_ps(0xf, first_of_four, bits_as<__m512>(all)));
-  }
-}
-
-DYNCP_INLINE void product_tail(int row_count, const float* const* rows, int64_t depth, const float* values,
-                               int64_t stride, float* out, int64_t out_stride) {
-  int r = 0;
-  for (; r + 8 <= row_count; r += 8) product_tail<8>(rows + r, depth, values, stride, out + r * out_stride, out_stride);
-  for (; r + 4 <= row_count; r += 4) product_tail<4>(rows + r, depth, values, stride, out + r * out_stride, out_stride);
-  for (; r < row_count; ++r) product_tail<1>(rows + r, depth, values, stride, out + r * out_stride, out_stride);
-}
-
-#endif
-
 // The same for all `vectors` vectors of a tile, values of which lie `stride` apart.  columns may be null.
-template <class T>
+template <class T, class Finish>
 DYNCP_INLINE void product_block(int row_count, const T* const* rows, const int64_t* columns, int64_t depth,
-                                const T* values, int vectors, T* out, int64_t out_stride, int64_t stride = kTile) {
-  for (int begin = 0; begin < vectors; begin += kPanelVectors) {
-    const int width = vectors - begin < kPanelVectors ? vectors - begin : kPanelVectors;
-    const int64_t offset = begin * kLanes<T>;
-    const auto panel = columns != nullptr ? ProductPanels<T, true>::of(row_count, width)
-                                          : ProductPanels<T, false>::of(row_count, width);
-    panel(rows, columns, depth, values + offset, stride, out + offset, out_stride);
+                                const T* values, int vectors, const Finish& finish, int64_t stride = kTile) {
+  for (int first = 0; first < vectors; first += kPanelVectors) {
+    const int width = vectors - first < kPanelVectors ? vectors - first : kPanelVectors;
+    const auto panel = columns != nullptr ? ProductPanels<T, true, Finish>::of(row_count, width)
+                                          : ProductPanels<T, false, Finish>::of(row_count, width);
+    panel(rows, columns, depth, values + first * kLanes<T>, stride, first, finish);
   }
 }
 
 // The same for `frames` frames: whole vectors, or the end of a clip.
-template <class T>
+template <class T, class Finish>
 DYNCP_INLINE void product_frames(int row_count, const T* const* rows, const int64_t* columns, int64_t depth,
-                                 const T* values, int64_t frames, T* out, int64_t out_stride) {
-  const int vectors = static_cast<int>((frames + kLanes<T> - 1) / kLanes<T>);
+                                 const T* values, int64_t frames, const Finish& finish) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == sizeof(float)) {
-    const int64_t tail = frames % kLanes<T>, whole = frames - tail;
+    const int64_t tail = frames % kLanes<T>;
     if (tail > 0 && tail <= kTailFrames && columns == nullptr) {
-      product_block<T>(row_count, rows, columns, depth, values, vectors - 1, out, out_stride);
-      return product_tail(row_count, rows, depth, values + whole, kTile, out + whole, out_stride);
+      const int vectors = static_cast<int>(frames / kLanes<T>);
+      product_block<T>(row_count, rows, columns, depth, values, vectors, finish);
+      using Panels = ProductPanels<T, false, Finish>;
+      const auto end = Panels::of(row_count, Panels::kTail);
+      return end(rows, columns, depth, values + vectors * kLanes<T>, kTile, vectors, finish);
     }
   }
 #endif
-  product_block<T>(row_count, rows, columns, depth, values, vectors, out, out_stride);
+  product_block<T>(row_count, rows, columns, depth, values, whole_vectors<T>(frames), finish);
+}
+
+// The rows of a product: w[r] = row(r).  One at a time: compilers would collect indices in memory to load them as
+// vectors, and such a load waits until all its parts are stored (measured: 1 % of a network).
+template <class T, class Row>
+DYNCP_INLINE void list_rows(int count, const T** w, Row row) {
+  for (int r = 0; r < count; ++r) {
+    w[r] = row(r);
+    asm("" : "+r"(w[r]));
+  }
 }
 
 // Splits `count` rows into blocks of nearly equal size, so that no block is left with one row.
