@@ -201,13 +201,17 @@ class Network {
     for (int64_t t = 0; t < frames; t += kLanes<T>) {
       Vec<T> sum = zero<T>();
       for (int64_t k = 0; k < call_.window; ++k) sum += load(padded_ + t + k);
-      T lanes[kLanes<T>];
-      for (int lane = 0; lane < kLanes<T>; ++lane) {
-        const int64_t end = t + lane + right < frames ? t + lane + right : frames - 1;
-        const int64_t begin = t + lane > left ? t + lane - left : 0;
-        lanes[lane] = static_cast<T>(end - begin + 1);
+      Vec<T> count = broadcast(static_cast<T>(call_.window));
+      if (t < left || t + kLanes<T> + right > frames) {
+        T lanes[kLanes<T>];
+        for (int lane = 0; lane < kLanes<T>; ++lane) {
+          const int64_t end = t + lane + right < frames ? t + lane + right : frames - 1;
+          const int64_t begin = t + lane > left ? t + lane - left : 0;
+          lanes[lane] = static_cast<T>(end - begin + 1);
+        }
+        count = load(lanes);
       }
-      store(values + t, sum / load(lanes));
+      store(values + t, sum / count);
     }
   }
 
