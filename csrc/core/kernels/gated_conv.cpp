@@ -146,7 +146,6 @@ class Tiles : BlockRows<T, Storage> {
     open_count_ = 0;
     int64_t sparse = 0;
     const auto list = [&](int64_t channel, uint64_t u, uint64_t z) {
-      if ((u | z) == 0) return;
       const int in_u = __builtin_popcountll(u), in_z = __builtin_popcountll(z);
       const int n = in_u > in_z ? in_u : in_z;
       if (n > most) {
@@ -156,9 +155,19 @@ class Tiles : BlockRows<T, Storage> {
         saving += gain[n];
       }
     };
-    for (int64_t channel = 0; channel < call_.hidden; ++channel) {
-      const uint64_t z = gate.bits(channel, window.begin, window.end);
-      list(channel, call_.right() == 0 ? z : gate.bits(channel, window.fresh, window.fresh_end), z);
+    for (int64_t first = 0; first < call_.hidden; first += 64) {
+      const int64_t count = call_.hidden - first < 64 ? call_.hidden - first : 64;
+      uint64_t of_u[64], of_z[64];
+      uint64_t open = gate.bits_of_channels(first, count, window.begin, window.end, of_z);
+      const uint64_t* u = of_z;
+      if (call_.right() > 0) {
+        open |= gate.bits_of_channels(first, count, window.fresh, window.fresh_end, of_u);
+        u = of_u;
+      }
+      for (; open != 0; open &= open - 1) {
+        const int i = __builtin_ctzll(open);
+        list(first + i, u[i], of_z[i]);
+      }
     }
     if (saving > 0 || call_.strategy == Strategy::frames) {
       dense_count_ = open_count_;
@@ -379,7 +388,7 @@ class Tiles : BlockRows<T, Storage> {
       columns = columns_;
     }
     const bool has_columns = shared < open_count_;
-    const bool writes_sums = closed == 0 && !has_columns && Output::takes(*this, frames);
+    const bool hands_over = !has_columns && hands_over_outputs(frames);
     if (has_columns) add_columns(shared, frames);
 
     const int64_t dense = list_outputs(begin, frames, shared);
@@ -396,9 +405,14 @@ class Tiles : BlockRows<T, Storage> {
           for (int64_t k = 0; k < shared; ++k) __builtin_prefetch(w_out_row(later) + columns[k]);
         }
       }
-      if (writes_sums) {
-        product_frames<T>(count, w, columns, shared, z_, frames, Output(*this, first, begin, branch));
+      if (hands_over && closed == 0) {
+        product_frames<T>(count, w, columns, shared, z_, frames, Output<false>(*this, first, begin, branch, nullptr));
         continue;
+      }
+      if (hands_over) {
+        bool is_finite = true;
+        product_frames<T>(count, w, columns, shared, z_, frames, Output<true>(*this, first, begin, branch, &is_finite));
+        if (is_finite) continue;
       }
       if (shared > 0) {
         product_frames<T>(count, w, columns, shared, z_, frames, StoreSums<T>{sums_, kTile});
@@ -415,27 +429,30 @@ class Tiles : BlockRows<T, Storage> {
     if (dense < out_count_) project_frames(dense, columns, begin, frames, branch);
   }
 
+  // Whether Output takes the sums of a tile: it writes whole vectors.
+  bool hands_over_outputs(int64_t frames) const {
+    const bool has_room = frames % kLanes<T> == 0 || (call_.x_tile_stride != 0 && call_.y_tile_stride != 0);
+    return has_room && call_.residual && call_.b_out != nullptr && out_gate().values == nullptr;
+  }
+
   // From sums to y of the listed outputs from `first` on, with nothing that would have to branch: code that branches
-  // does not leave the sums in registers.
+  // does not leave the sums in registers.  A checked one says whether all sums are finite, see repair().
+  template <bool kChecked>
   class Output {
    public:
-    Output(const Tiles& tiles, int64_t first, int64_t begin, uint64_t branch)
+    Output(const Tiles& tiles, int64_t first, int64_t begin, uint64_t branch, bool* is_finite)
         : out_(tiles.out_ + first),
           branch_(branch),
           bias_(tiles.weights(tiles.call_.b_out)),
           x_(tiles.x_at(0, begin)),
           x_stride_(tiles.x_.channel_stride),
           y_(tiles.y_at(0, begin)),
-          y_stride_(tiles.y_.channel_stride) {}
-
-    static bool takes(const Tiles& tiles, int64_t frames) {
-      const GatedConv& call = tiles.call_;
-      const bool has_room = frames % kLanes<T> == 0 || (call.x_tile_stride != 0 && call.y_tile_stride != 0);
-      return call.residual && call.b_out != nullptr && has_room && tiles.out_gate().values == nullptr;
-    }
+          y_stride_(tiles.y_.channel_stride),
+          is_finite_(is_finite) {}
 
     template <int R, int V>
     DYNCP_INLINE void operator()(int first, const Vec<T> (&sums)[R][V]) const {
+      Vec<T> zeros = zero<T>();
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const int64_t channel = out_[r].channel;
@@ -446,9 +463,11 @@ class Tiles : BlockRows<T, Storage> {
 #pragma GCC unroll 3
         for (int v = 0; v < V; ++v) {
           const int64_t t = (first + v) * kLanes<T>;
+          if (kChecked) zeros += sums[r][v] - sums[r][v];
           store(y + t, load(x + t) + keep_open<T>(open, t, sums[r][v] + bias));
         }
       }
+      if (kChecked) *is_finite_ &= are_zeros(zeros);
     }
 
    private:
@@ -459,6 +478,7 @@ class Tiles : BlockRows<T, Storage> {
     int64_t x_stride_;
     Storage* y_;
     int64_t y_stride_;
+    bool* is_finite_;
   };
 
   // Lists the open outputs in out_, first those that share products; writes the others.
@@ -570,13 +590,18 @@ class Tiles : BlockRows<T, Storage> {
   }
 
   static bool is_finite(int count, int64_t frames, const T* rows) {
-    Mask<T> wrong = {};
+    Vec<T> zeros = zero<T>();
     for (int r = 0; r < count; ++r) {
       for (int v = 0; v < whole_vectors<T>(frames); ++v) {
         const Vec<T> sums = load(rows + r * kTile + v * kLanes<T>);
-        wrong |= (sums - sums) != zero<T>();
+        zeros += sums - sums;
       }
     }
+    return are_zeros(zeros);
+  }
+
+  DYNCP_INLINE static bool are_zeros(Vec<T> v) {
+    const Mask<T> wrong = v != zero<T>();
     typename IntegerOf<T>::type any = 0;
     for (int lane = 0; lane < kLanes<T>; ++lane) any |= wrong[lane];
     return any == 0;

@@ -161,6 +161,31 @@ struct ItemGate {
     return open;
   }
 
+  // The same for `count` channels from `first` on, at most 64.  Bit i of the result says whether any bit of channel
+  // first + i is set.
+  uint64_t bits_of_channels(int64_t first, int64_t count, int64_t begin, int64_t end, uint64_t* bits_of) const {
+    uint64_t set = 0;
+    const int64_t skipped = begin % GateWords::kFrames, frames = end - begin;
+    if (words == nullptr || is_constant() || channel_stride != 1 || frames <= 0) {
+      for (int64_t i = 0; i < count; ++i) {
+        bits_of[i] = bits(first + i, begin, end);
+        set |= static_cast<uint64_t>(bits_of[i] != 0) << i;
+      }
+      return set;
+    }
+    const uint64_t* word = words + first + begin / GateWords::kFrames * frame_stride;
+    // Where one word holds all frames, what comes from the next one is cut off.
+    const bool needs_next = skipped + frames > GateWords::kFrames;
+    const uint64_t* next = needs_next ? word + frame_stride : word;
+    const uint64_t all = lowest_bits(frames), of_next = needs_next ? ~uint64_t{0} : 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const uint64_t open = word[i] >> skipped | ((next[i] & of_next) << 1 << (GateWords::kFrames - 1 - skipped));
+      bits_of[i] = open & all;
+      set |= static_cast<uint64_t>((open & all) != 0) << i;
+    }
+    return set;
+  }
+
   // Closes frames of a row whose open frames `open` tells as bits, and multiplies by a gate that has values.
   DYNCP_INLINE void apply_bits(int64_t channel, int64_t frame, int64_t count, uint64_t open, T* row) const {
     if (values != nullptr) return apply(channel, frame, count, Openness::some, row);
