@@ -219,6 +219,12 @@ DYNCP_INLINE uint64_t bits_greater(Vec<T> a, Vec<T> b) {
   } else {
     return _mm512_cmp_pd_mask(bits_as<__m512d>(a), bits_as<__m512d>(b), _CMP_GT_OQ);
   }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(bits_as<__m256>(a > b)));
+  } else {
+    return static_cast<uint32_t>(_mm256_movemask_pd(bits_as<__m256d>(a > b)));
+  }
 #else
   const Mask<T> greater = a > b;
   uint64_t bits = 0;
@@ -258,18 +264,30 @@ DYNCP_INLINE T sum_of_lanes(Vec<T> v) {
 // Words as wide as the lanes of a vector of floats.
 using Words = VectorOf<uint32_t, kLanes<float>>::type;
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 
-// A delay by `count` <= 16 frames: lane i of the result is lane i - count of `now`, or the lane of `before` that comes
-// before it.
+// A delay by at most kLanes<float> frames: lane i of the result is lane i - count of `now`, or the lane of `before` that
+// comes before it.  As places in `before` and `now`, one behind the other.
 DYNCP_INLINE Words delay(int64_t count) {
+#if defined(__AVX512F__)
   const Words lanes = {16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+#else
+  const Words lanes = {8, 9, 10, 11, 12, 13, 14, 15};
+#endif
   return lanes - static_cast<uint32_t>(count);
 }
 DYNCP_INLINE Vec<float> delayed(Vec<float> before, Vec<float> now, Words delay) {
+#if defined(__AVX512F__)
   const __m512i from = bits_as<__m512i>(delay);
   return bits_as<Vec<float>>(_mm512_permutex2var_ps(bits_as<__m512>(before), from, bits_as<__m512>(now)));
+#else
+  const __m256i from = bits_as<__m256i>(delay);
+  const __m256 of_before = _mm256_permutevar8x32_ps(bits_as<__m256>(before), from);
+  const __m256 of_now = _mm256_permutevar8x32_ps(bits_as<__m256>(now), from);
+  return bits_as<Vec<float>>(_mm256_blendv_ps(of_before, of_now, bits_as<__m256>(delay << 28)));
+#endif
 }
+
 #endif
 
 // Rectifiers as comparisons, so that a NaN passes through.  PReLU has one slope for all negative values.

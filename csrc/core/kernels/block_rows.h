@@ -24,15 +24,28 @@ enum class Slope {
   other
 };
 
+#if defined(__AVX2__)
+
+// The open lanes of a vector.
 #if defined(__AVX512F__)
+using OpenLanes = __mmask16;
+DYNCP_INLINE OpenLanes open_lanes(uint64_t open, int64_t t) { return static_cast<__mmask16>(open >> t); }
+#else
+using OpenLanes = Mask<float>;
+DYNCP_INLINE OpenLanes open_lanes(uint64_t open, int64_t t) { return mask_of_bits<float>(open, t); }
+#endif
 
 // ReLU or PReLU of one kind at the open frames, zero at the others.  The second operand of a maximum is the result
 // where one is NaN and where both are zero.
 template <Slope kSlope>
-DYNCP_INLINE Vec<float> rectified(Vec<float> v, Vec<float> slope, __mmask16 open) {
-  const __m512 bits = bits_as<__m512>(v);
-  if (kSlope == Slope::relu) return bits_as<Vec<float>>(_mm512_maskz_max_ps(open, _mm512_setzero_ps(), bits));
-  return bits_as<Vec<float>>(_mm512_maskz_max_ps(open, bits_as<__m512>(v * slope), bits));
+DYNCP_INLINE Vec<float> rectified(Vec<float> v, Vec<float> slope, OpenLanes open) {
+  const Vec<float> other = kSlope == Slope::relu ? zero<float>() : v * slope;
+#if defined(__AVX512F__)
+  return bits_as<Vec<float>>(_mm512_maskz_max_ps(open, bits_as<__m512>(other), bits_as<__m512>(v)));
+#else
+  const __m256 most = _mm256_max_ps(bits_as<__m256>(other), bits_as<__m256>(v));
+  return bits_as<Vec<float>>(_mm256_and_ps(most, bits_as<__m256>(open)));
+#endif
 }
 
 #endif
@@ -46,7 +59,7 @@ class BlockRows {
     row_width_ = past_ + kTile;
     hidden_varies_ = call.hidden_gate.data != nullptr && call.hidden_gate.frame_stride != 0;
     out_varies_ = call.out_gate.data != nullptr && call.out_gate.frame_stride != 0;
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
     convolves_in_registers_ = sizeof(T) == 4 && call.w_in != nullptr && call.taps == 3 && call.causal &&
                               past_ == kLanes<T> && call.hidden_gate.form != GateForm::values &&
                               slope_of(call.slope_in) == slope_of(call.slope_dw) &&

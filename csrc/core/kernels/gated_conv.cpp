@@ -267,7 +267,7 @@ class Tiles : BlockRows<T, Storage> {
     }
     if (window.fresh_frames() > 0) pack_x(window.fresh, window.fresh_frames());
     for_each_block([&](int64_t first, int rows) {
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
       if constexpr (sizeof(T) == 4) {
         if (convolves_in_registers_ && first < dense_count_) return convolve_block(first, rows, frames);
       }
@@ -282,7 +282,7 @@ class Tiles : BlockRows<T, Storage> {
     project(begin, frames);
   }
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
   // z of the listed channels [first, first + rows) of a causal block.
   DYNCP_INLINE void convolve_block(int64_t first, int rows, int64_t frames) {
     if (call_.slope_in == nullptr) {
@@ -326,7 +326,7 @@ class Tiles : BlockRows<T, Storage> {
 #pragma GCC unroll 3
         for (int v = 0; v < V; ++v) {
           const int64_t t = (first + v) * kLanes<float>;
-          const __mmask16 lanes = static_cast<__mmask16>(open_[r].frames >> t);
+          const OpenLanes lanes = open_lanes(open_[r].frames, t);
           const Vec<float> u = rectified<kSlope>(sums[r][v] + b_in, slope_in, lanes);
           const Vec<float> sum = broadcast(w[0]) * delayed(before, u, far) +
                                  (broadcast(w[1]) * delayed(before, u, near) + (broadcast(w[2]) * u + b_dw));

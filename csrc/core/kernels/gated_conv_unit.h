@@ -279,8 +279,8 @@ class UnitTiles : BlockRows<float, Storage> {
     }
 
    private:
-    DYNCP_INLINE Vec<float> rectify(UnitPiece piece, int r, __mmask16& lanes) const {
-      lanes = static_cast<__mmask16>(open_[piece.row + r] >> piece.v * kUnitFrames);
+    DYNCP_INLINE Vec<float> rectify(UnitPiece piece, int r, OpenLanes& lanes) const {
+      lanes = open_lanes(open_[piece.row + r], piece.v * kUnitFrames);
       const Vec<float> sum = load(piece.sums + r * kSumsStride) + broadcast(rows_[piece.row + r].b_in);
       return rectified<kSlope>(sum, slope_in_, lanes);
     }
@@ -300,7 +300,7 @@ class UnitTiles : BlockRows<float, Storage> {
     Vec<float> slope_in_, slope_dw_;
     Words near_, far_;
     Vec<float> a_, b_;
-    __mmask16 lanes_a_, lanes_b_;
+    OpenLanes lanes_a_, lanes_b_;
   };
 
   // The second half.  The next tile's x is packed meanwhile.
