@@ -266,8 +266,8 @@ using Words = VectorOf<uint32_t, kLanes<float>>::type;
 
 #if defined(__AVX2__)
 
-// A delay by at most kLanes<float> frames: lane i of the result is lane i - count of `now`, or the lane of `before` that
-// comes before it.  As places in `before` and `now`, one behind the other.
+// A delay by at most kLanes<float> frames: lane i of the result is lane i - count of `now`, or the lane of `before`
+// that comes before it.  As places in `before` and `now`, one behind the other.
 DYNCP_INLINE Words delay(int64_t count) {
 #if defined(__AVX512F__)
   const Words lanes = {16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};

@@ -9,6 +9,8 @@
 // Where the processor has a matrix unit, gated_conv_unit.h does most of it.
 #include "core/kernels/gated_conv.h"
 
+#include <type_traits>
+
 #include "core/kernels/block_rows.h"
 #include "core/kernels/frame_products.h"
 #include "core/kernels/gated_conv_unit.h"
@@ -388,7 +390,7 @@ class Tiles : BlockRows<T, Storage> {
       columns = columns_;
     }
     const bool has_columns = shared < open_count_;
-    const bool hands_over = !has_columns && hands_over_outputs(frames);
+    const bool hands_over = shared > 0 && hands_over_outputs(frames);
     if (has_columns) add_columns(shared, frames);
 
     const int64_t dense = list_outputs(begin, frames, shared);
@@ -405,14 +407,10 @@ class Tiles : BlockRows<T, Storage> {
           for (int64_t k = 0; k < shared; ++k) __builtin_prefetch(w_out_row(later) + columns[k]);
         }
       }
-      if (hands_over && closed == 0) {
-        product_frames<T>(count, w, columns, shared, z_, frames, Output<false>(*this, first, begin, branch, nullptr));
-        continue;
-      }
       if (hands_over) {
-        bool is_finite = true;
-        product_frames<T>(count, w, columns, shared, z_, frames, Output<true>(*this, first, begin, branch, &is_finite));
-        if (is_finite) continue;
+        const bool is_finite = has_columns ? hand_over<true>(w, first, count, columns, shared, begin, frames, branch)
+                                           : hand_over<false>(w, first, count, columns, shared, begin, frames, branch);
+        if (is_finite || closed == 0) continue;
       }
       if (shared > 0) {
         product_frames<T>(count, w, columns, shared, z_, frames, StoreSums<T>{sums_, kTile});
@@ -429,21 +427,36 @@ class Tiles : BlockRows<T, Storage> {
     if (dense < out_count_) project_frames(dense, columns, begin, frames, branch);
   }
 
-  // Whether Output takes the sums of a tile: it writes whole vectors.
+  // Whether hand_over() takes the outputs of a tile: it writes whole vectors.  Of floats only, so that not every
+  // product is there for every type.
+  static constexpr bool kHandsOver = std::is_same<T, float>::value && std::is_same<Storage, float>::value;
   bool hands_over_outputs(int64_t frames) const {
     const bool has_room = frames % kLanes<T> == 0 || (call_.x_tile_stride != 0 && call_.y_tile_stride != 0);
-    return has_room && call_.residual && call_.b_out != nullptr && out_gate().values == nullptr;
+    return kHandsOver && has_room && call_.residual && call_.b_out != nullptr && out_gate().values == nullptr;
   }
 
-  // From sums to y of the listed outputs from `first` on, with nothing that would have to branch: code that branches
-  // does not leave the sums in registers.  A checked one says whether all sums are finite, see repair().
-  template <bool kChecked>
+  // y of `count` listed outputs from `first` on, straight from the registers of their product.  Returns whether all
+  // sums were finite; else those of closed frames may need repair().
+  template <bool kAdds>
+  DYNCP_INLINE bool hand_over(const T* const* w, int64_t first, int count, const int64_t* columns, int64_t depth,
+                              int64_t begin, int64_t frames, uint64_t branch) const {
+    bool is_finite = true;
+    if constexpr (kHandsOver) {
+      product_frames<T>(count, w, columns, depth, z_, frames, Output<kAdds>(*this, first, begin, branch, &is_finite));
+    }
+    return is_finite;
+  }
+
+  // From sums to y, with what add_columns() found if kAdds.  Nothing here branches: code that does would not leave the
+  // sums in registers.
+  template <bool kAdds>
   class Output {
    public:
     Output(const Tiles& tiles, int64_t first, int64_t begin, uint64_t branch, bool* is_finite)
         : out_(tiles.out_ + first),
           branch_(branch),
           bias_(tiles.weights(tiles.call_.b_out)),
+          more_(tiles.y_tile_),
           x_(tiles.x_at(0, begin)),
           x_stride_(tiles.x_.channel_stride),
           y_(tiles.y_at(0, begin)),
@@ -458,22 +471,25 @@ class Tiles : BlockRows<T, Storage> {
         const int64_t channel = out_[r].channel;
         const uint64_t open = out_[r].frames & branch_;
         const Vec<T> bias = broadcast(bias_[channel]);
+        const T* more = more_ + channel * kTile;
         const Storage* x = x_ + channel * x_stride_;
         Storage* y = y_ + channel * y_stride_;
 #pragma GCC unroll 3
         for (int v = 0; v < V; ++v) {
           const int64_t t = (first + v) * kLanes<T>;
-          if (kChecked) zeros += sums[r][v] - sums[r][v];
-          store(y + t, load(x + t) + keep_open<T>(open, t, sums[r][v] + bias));
+          zeros += sums[r][v] - sums[r][v];
+          const Vec<T> sum = kAdds ? sums[r][v] + load(more + t) : sums[r][v];
+          store(y + t, load(x + t) + keep_open<T>(open, t, sum + bias));
         }
       }
-      if (kChecked) *is_finite_ &= are_zeros(zeros);
+      *is_finite_ &= are_zeros(zeros);
     }
 
    private:
     const OpenChannel* out_;
     uint64_t branch_;
     const T* bias_;
+    const T* more_;
     const Storage* x_;
     int64_t x_stride_;
     Storage* y_;
