@@ -97,15 +97,18 @@ void run_tiles(const GatedConvKernels& kernels, GatedConv call, void* y, Paralle
     const GatedConvKernels& kernels;
     const GatedConv& call;
     void* y;
-  } context = {kernels, call, y};
+    int64_t unit;  // tiles that are not parted
+  };
+  const int64_t tiles = (call.frames + kernels.tile - 1) / kernels.tile;
+  // A range of tiles first looks back at the x before it.
+  Context context = {kernels, call, y, y == call.x ? tiles : 1};
   const auto body = [](void* pointer, int64_t begin, int64_t end) {
     const Context& c = *static_cast<Context*>(pointer);
     const Scratch scratch(c.kernels.scratch_bytes(c.call));
-    c.kernels.tiles(c.call, c.y, begin, end, scratch.data());
+    c.kernels.tiles(c.call, c.y, begin * c.unit, end * c.unit, scratch.data());
   };
-  const int64_t tiles = (call.frames + kernels.tile - 1) / kernels.tile;
-  const int64_t grain = kThreadWork / (work_of_frame(call) * std::min(call.frames, kernels.tile));
-  parallel_for(call.batch * tiles, std::max<int64_t>(1, grain), body, &context);
+  const int64_t grain = kThreadWork / (work_of_frame(call) * std::min(call.frames, kernels.tile)) / context.unit;
+  parallel_for(call.batch * tiles / context.unit, std::max<int64_t>(1, grain), body, &context);
 }
 
 void run_backward(const GatedConv& call, const void* grad, const GatedConvGradients& gradients,

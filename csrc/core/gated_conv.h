@@ -111,8 +111,8 @@ struct History {
 // Throws std::runtime_error for another name.
 void set_offline_strategy(const char* name);
 
-// y: (batch, out_channels, frames), contiguous unless the call gives strides.  The result does not depend on how
-// parallel_for partitions the work.
+// y: (batch, out_channels, frames), contiguous unless the call gives strides.  It may be x itself, where it lies in the
+// same way; only items run in parallel then.  The result does not depend on how parallel_for partitions the work.
 void gated_conv(const GatedConv& call, void* y, ParallelFor parallel_for);
 
 // One frame: x is (batch, channels), gates have no frames; y: (batch, out_channels), contiguous.

@@ -136,6 +136,7 @@ std::tuple<Tensor, Tensor> clip_masks(const Tensor& features, const Tensor& weig
   call.masks = static_cast<float*>(masks.mutable_data_ptr());
   call.decisions = static_cast<uint64_t*>(decisions.mutable_data_ptr());
   call.instead = instead ? static_cast<const uint64_t*>(instead->const_data_ptr()) : nullptr;
+  call.threads = torch::stable::get_num_threads();
   run_clips(network, call, torch_parallel_for);
   return {masks, decisions};
 }

@@ -47,6 +47,24 @@ def test_gives_the_bits_of_the_folded_network(name, shape, each_instruction_set)
             assert a is None or torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["both", "centred"])
+@torch.no_grad()
+def test_does_not_depend_on_the_number_of_threads(name, each_instruction_set):
+    # With one or two threads, the blocks of two clips overwrite their input; with three they do not.
+    engine = ClipEngine(network(**NETWORKS[name]))
+    features = torch.rand(2, 257, 150)
+    before = torch.get_num_threads()
+    masks = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            masks.append(engine(features))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])
+
+
 @torch.no_grad()
 def test_given_gates_take_the_place_of_the_decisions():
     model = network(site="both")

@@ -232,7 +232,8 @@ class BlockRows {
   void skip(int64_t row, int64_t begin, int64_t frames) {
     Storage* y = y_at(row, begin);
     if (call_.residual) {
-      __builtin_memcpy(y, x_at(row, begin), frames * sizeof(Storage));
+      const Storage* x = x_at(row, begin);
+      if (x != y) __builtin_memcpy(y, x, frames * sizeof(Storage));
     } else {
       __builtin_memset(y, 0, frames * sizeof(Storage));
     }
