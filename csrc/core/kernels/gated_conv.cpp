@@ -33,9 +33,8 @@ class Tiles : BlockRows<T, Storage> {
   using Rows::activate, Rows::call_, Rows::clear_history, Rows::convolve, Rows::convolves_in_registers_;
   using Rows::finish_u, Rows::for_each_past_window, Rows::for_each_tile, Rows::forget;
   using Rows::hidden_gate, Rows::hidden_varies_, Rows::history_, Rows::item_, Rows::out_gate, Rows::out_varies_;
-  using Rows::past_, Rows::remembers_;
-  using Rows::remember, Rows::row_width_, Rows::skip, Rows::weights, Rows::window_at, Rows::write, Rows::x_, Rows::x_at,
-      Rows::y_, Rows::y_at;
+  using Rows::past_, Rows::remember, Rows::remembers_, Rows::row_width_, Rows::skip, Rows::weights, Rows::window_at;
+  using Rows::write, Rows::x_, Rows::x_at, Rows::y_, Rows::y_at;
   using typename Rows::Window;
 
  public:
