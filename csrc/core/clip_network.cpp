@@ -81,7 +81,7 @@ void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor par
   float* x = static_cast<float*>(scratch.data());
   float* y = x + (copies - 1) * values;
   if (network.causal && call.frames > 0) {
-    // Layers read whole vectors of a tile, but write its frames only.
+    // Layers read whole vectors of a tile, but not all write more than its frames.
     for (int64_t item = 1; item <= copies * call.batch; ++item) {
       std::fill_n(x + item * layout.batch_stride - layout.tile_stride, layout.tile_stride, 0.0f);
     }

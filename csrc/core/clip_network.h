@@ -45,7 +45,7 @@ struct ClipCall {
   float* masks;             // likewise
   uint64_t* decisions;      // (blocks, batch) of GateWords: what the gates decided, the output gates first
   const uint64_t* instead;  // likewise, used in place of the decisions; may be null
-  int64_t threads;          // that parallel_for has
+  int64_t threads = 1;      // that parallel_for has
 };
 
 void run_clips(const ClipNetwork& network, const ClipCall& call, ParallelFor parallel_for);

@@ -6,6 +6,7 @@ import torch
 from dyncp_kernels.audio import enhance
 from dyncp_kernels.clip_engine import ClipEngine, for_clips
 from dyncp_kernels.nn import ConvFSENet
+from dyncp_kernels.nn.block import BlockGates
 
 pytestmark = pytest.mark.usefixtures("needs_extension")
 
@@ -63,6 +64,24 @@ def test_does_not_depend_on_the_number_of_threads(name, each_instruction_set):
         torch.set_num_threads(before)
     assert torch.equal(masks[0], masks[1])
     assert torch.equal(masks[0], masks[2])
+
+
+@torch.no_grad()
+def test_a_channel_closed_at_some_frames_leaks_nothing_into_them(each_instruction_set):
+    # The last block overwrites its input, and must not do so with the NaN of a weight that is closed.
+    model = network(site="hidden")
+    engine = ClipEngine(model)
+    features = torch.rand(2, 257, 100)
+    gates = [torch.rand_like(hidden, dtype=torch.float32) < 0.8 for hidden, _ in engine(features, return_gates=True)[1]]
+    gates[-1][:, 3] = True
+    gates[-1][:, 3, 20:60] = False
+    packed = engine.packed([BlockGates(hidden, None) for hidden in gates])
+    clean = engine.run_with_gates(features, packed)
+    model.blocks[-1].w_out[:, 3] = float("nan")
+    mask = ClipEngine(model).run_with_gates(features, packed)
+    assert torch.equal(mask[..., 20:60], clean[..., 20:60])
+    assert torch.isnan(mask[..., :20]).all()
+    assert torch.isnan(mask[..., 60:]).all()
 
 
 @torch.no_grad()

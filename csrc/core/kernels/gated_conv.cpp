@@ -406,21 +406,28 @@ class Tiles : BlockRows<T, Storage> {
           for (int64_t k = 0; k < shared; ++k) __builtin_prefetch(w_out_row(later) + columns[k]);
         }
       }
+      uint64_t left = all;  // frames whose sums are in sums_, still to be written
       if (hands_over) {
-        const bool is_finite = has_columns ? hand_over<true>(w, first, count, columns, shared, begin, frames, branch)
-                                           : hand_over<false>(w, first, count, columns, shared, begin, frames, branch);
-        if (is_finite || closed == 0) continue;
-      }
-      if (shared > 0) {
+        left = has_columns ? hand_over<true>(w, first, count, columns, shared, begin, frames, branch, closed != 0)
+                           : hand_over<false>(w, first, count, columns, shared, begin, frames, branch, closed != 0);
+        if (left == 0) continue;
+      } else if (shared > 0) {
         product_frames<T>(count, w, columns, shared, z_, frames, StoreSums<T>{sums_, kTile});
-        if (closed != 0) repair(w, count, columns, shared, frames, sums_);
       } else {
         __builtin_memset(sums_, 0, count * kTile * sizeof(T));
       }
+      if (closed != 0) repair(w, count, columns, shared, frames, sums_);
+      // What a product hands over, or not, is whole vectors.
+      const int64_t step = hands_over ? kLanes<T> : frames;
       for (int r = 0; r < count; ++r) {
         const OpenChannel& out = out_[first + r];
-        const T* more = has_columns ? y_tile_ + out.channel * kTile : nullptr;
-        write(out.channel, begin, frames, sums_ + r * kTile, more, out.frames & branch);
+        for (int64_t t = 0; t < frames; t += step) {
+          if ((left >> t & 1) == 0) continue;
+          const int64_t some = frames - t < step ? frames - t : step;
+          const T* more = has_columns ? y_tile_ + out.channel * kTile + t : nullptr;
+          const uint64_t open = (out.frames & branch) >> t & lowest_bits(some);
+          write(out.channel, begin + t, some, sums_ + r * kTile + t, more, open);
+        }
       }
     }
     if (dense < out_count_) project_frames(dense, columns, begin, frames, branch);
@@ -434,24 +441,25 @@ class Tiles : BlockRows<T, Storage> {
     return kHandsOver && has_room && call_.residual && call_.b_out != nullptr && out_gate().values == nullptr;
   }
 
-  // y of `count` listed outputs from `first` on, straight from the registers of their product.  Returns whether all
-  // sums were finite; else those of closed frames may need repair().
+  // y of `count` listed outputs from `first` on, straight from the registers of their product.  Returns the frames of
+  // vectors with a sum that is not finite: those of closed frames may need repair(), so they are in sums_ instead.
   template <bool kAdds>
-  DYNCP_INLINE bool hand_over(const T* const* w, int64_t first, int count, const int64_t* columns, int64_t depth,
-                              int64_t begin, int64_t frames, uint64_t branch) const {
-    bool is_finite = true;
+  DYNCP_INLINE uint64_t hand_over(const T* const* w, int64_t first, int count, const int64_t* columns, int64_t depth,
+                                  int64_t begin, int64_t frames, uint64_t branch, bool checks) const {
+    uint64_t left = 0;
     if constexpr (kHandsOver) {
-      product_frames<T>(count, w, columns, depth, z_, frames, Output<kAdds>(*this, first, begin, branch, &is_finite));
+      product_frames<T>(count, w, columns, depth, z_, frames,
+                        Output<kAdds>(*this, first, begin, branch, checks, &left));
     }
-    return is_finite;
+    return left;
   }
 
-  // From sums to y, with what add_columns() found if kAdds.  Nothing here branches: code that does would not leave the
-  // sums in registers.
+  // From sums to y, with what add_columns() found if kAdds.  As y may be x itself, nothing is written that would have
+  // to be written again.  Beside that, nothing branches: code that does would not leave the sums in registers.
   template <bool kAdds>
   class Output {
    public:
-    Output(const Tiles& tiles, int64_t first, int64_t begin, uint64_t branch, bool* is_finite)
+    Output(const Tiles& tiles, int64_t first, int64_t begin, uint64_t branch, bool checks, uint64_t* left)
         : out_(tiles.out_ + first),
           branch_(branch),
           bias_(tiles.weights(tiles.call_.b_out)),
@@ -460,11 +468,16 @@ class Tiles : BlockRows<T, Storage> {
           x_stride_(tiles.x_.channel_stride),
           y_(tiles.y_at(0, begin)),
           y_stride_(tiles.y_.channel_stride),
-          is_finite_(is_finite) {}
+          checks_(checks),
+          sums_{tiles.sums_, kTile},
+          left_(left) {}
 
     template <int R, int V>
     DYNCP_INLINE void operator()(int first, const Vec<T> (&sums)[R][V]) const {
-      Vec<T> zeros = zero<T>();
+      if (checks_ && !are_finite(sums)) {
+        *left_ |= lowest_bits(V * kLanes<T>) << first * kLanes<T>;
+        return sums_(first, sums);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const int64_t channel = out_[r].channel;
@@ -476,12 +489,10 @@ class Tiles : BlockRows<T, Storage> {
 #pragma GCC unroll 3
         for (int v = 0; v < V; ++v) {
           const int64_t t = (first + v) * kLanes<T>;
-          zeros += sums[r][v] - sums[r][v];
           const Vec<T> sum = kAdds ? sums[r][v] + load(more + t) : sums[r][v];
           store(y + t, load(x + t) + keep_open<T>(open, t, sum + bias));
         }
       }
-      *is_finite_ &= are_zeros(zeros);
     }
 
    private:
@@ -493,7 +504,9 @@ class Tiles : BlockRows<T, Storage> {
     int64_t x_stride_;
     Storage* y_;
     int64_t y_stride_;
-    bool* is_finite_;
+    bool checks_;
+    StoreSums<T> sums_;
+    uint64_t* left_;
   };
 
   // Lists the open outputs in out_, first those that share products; writes the others.
@@ -602,6 +615,18 @@ class Tiles : BlockRows<T, Storage> {
         sums[t] = sum;
       }
     }
+  }
+
+  // Of finite sums as well it may say no, where they overflow together.
+  template <int R, int V>
+  DYNCP_INLINE static bool are_finite(const Vec<T> (&sums)[R][V]) {
+    Vec<T> all = zero<T>();
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) all += sums[r][v];
+    }
+    return are_zeros(all - all);
   }
 
   static bool is_finite(int count, int64_t frames, const T* rows) {
