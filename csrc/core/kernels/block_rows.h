@@ -48,6 +48,12 @@ DYNCP_INLINE Vec<float> rectified(Vec<float> v, Vec<float> slope, OpenLanes open
 #endif
 }
 
+// Three taps over u and the vector before it, the first one `far` back and the second one `near`.
+DYNCP_INLINE Vec<float> three_taps(const float* w, float bias, Vec<float> before, Vec<float> u, Words far, Words near) {
+  return broadcast(w[0]) * delayed(before, u, far) +
+         (broadcast(w[1]) * delayed(before, u, near) + (broadcast(w[2]) * u + broadcast(bias)));
+}
+
 #endif
 
 template <class T, class Storage>

@@ -320,7 +320,7 @@ class Tiles : BlockRows<T, Storage> {
       for (int r = 0; r < R; ++r) {
         const int64_t channel = open_[r].channel;
         const Vec<float> b_in = broadcast(b_in_ == nullptr ? 0.0f : b_in_[channel]);
-        const Vec<float> b_dw = broadcast(b_dw_ == nullptr ? 0.0f : b_dw_[channel]);
+        const float b_dw = b_dw_ == nullptr ? 0.0f : b_dw_[channel];
         const float* w = w_dw_ + channel * 3;
         float* past = history_ + channel * kLanes<float>;
         Vec<float> before = load(past);
@@ -329,8 +329,7 @@ class Tiles : BlockRows<T, Storage> {
           const int64_t t = (first + v) * kLanes<float>;
           const OpenLanes lanes = open_lanes(open_[r].frames, t);
           const Vec<float> u = rectified<kSlope>(sums[r][v] + b_in, slope_in, lanes);
-          const Vec<float> sum = broadcast(w[0]) * delayed(before, u, far) +
-                                 (broadcast(w[1]) * delayed(before, u, near) + (broadcast(w[2]) * u + b_dw));
+          const Vec<float> sum = three_taps(w, b_dw, before, u, far, near);
           store(z_ + r * kTile + t, rectified<kSlope>(sum, slope_dw, lanes));
           before = u;
         }

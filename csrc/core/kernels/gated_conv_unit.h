@@ -289,8 +289,7 @@ class UnitTiles : BlockRows<float, Storage> {
     DYNCP_INLINE Vec<float> convolve(const HiddenRow& row, Vec<float> u) const {
       const Vec<float> before = load(row.past);
       store(row.past, u);
-      const Vec<float> sum = broadcast(row.w[2]) * u + broadcast(row.b_dw);
-      return broadcast(row.w[0]) * delayed(before, u, far_) + (broadcast(row.w[1]) * delayed(before, u, near_) + sum);
+      return three_taps(row.w, row.b_dw, before, u, far_, near_);
     }
 
     const ProductIn* product_;
