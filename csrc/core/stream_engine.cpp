@@ -44,7 +44,8 @@ void check_state(const PackedHeader& model, const void* state, int64_t bytes) {
 
 void read_gates(const PackedHeader& model, const void* state, uint8_t* gates) {
   for (int n = 0; n < model.geometry.blocks; ++n) {
-    unpack_gates(model, packed_blocks(model)[n], state, gates + int64_t{n} * model.gates);
+    const PackedBlock& block = packed_blocks(model)[n];
+    unpack_gates(model, block, at<uint16_t>(state, block.bits), gates + int64_t{n} * model.gates);
   }
 }
 

@@ -10,10 +10,9 @@
 namespace dyncp {
 
 // The gates of one block from their bits, one byte each, the output gates first.
-inline void unpack_gates(const PackedHeader& model, const PackedBlock& block, const void* state, uint8_t* gates) {
+inline void unpack_gates(const PackedHeader& model, const PackedBlock& block, const uint16_t* bits, uint8_t* gates) {
   const Geometry& g = model.geometry;
   const int outputs = g.channels * g.gates_out, first_hidden = model.channels_padded * g.gates_out;
-  const uint16_t* bits = at<uint16_t>(state, block.bits);
   const auto is_open = [&](int place) -> uint8_t { return (bits[place / kPad] >> (place % kPad)) & 1; };
   for (int i = 0; i < outputs; ++i) gates[i] = is_open(i);
   if (!g.gates_hidden) return;

@@ -34,7 +34,7 @@
 namespace dyncp {
 
 constexpr int kPad = 16;
-constexpr int kPanel = 128;
+constexpr int kPanel = 64;
 constexpr int kLine = 64;
 // Bytes that an activation is taken apart into, see kernels/stream_digits.h.
 constexpr int kDigits = 3;
@@ -112,7 +112,10 @@ struct PackedHeader {
   int32_t has_transform;                    // n_fft is a power of two that the core transforms
   int64_t window, twiddles, real_twiddles;  // tables of the transform
   int64_t state_bytes;                      // of one stream
-  int64_t x, hidden_values, products, pooled, reduced, scores, features, mask, kept;  // state offsets
+  int64_t products, pooled, scores, kept;   // state offsets
+  // State offsets of what has a row for each frame of a chunk: gates as bits, of all frames but the last, and floats.
+  int64_t chunk_bits, x, hidden_values, sums, reduced, features, mask;
+  int32_t sums_stride, gate_width_padded;  // floats of such rows
   int64_t digits;                         // state offset: room for the activations of a product as digits; only of int8
   int64_t samples, tail, work, spectrum;  // state offsets of the transform
 };

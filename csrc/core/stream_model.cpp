@@ -253,10 +253,14 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     h.mask = state.floats(kTileFrames * h.bins_padded);
   }
   h.x = state.floats(kTileFrames * h.channels_padded);
-  h.hidden_values = state.floats(h.hidden_padded);
+  h.hidden_values = state.floats(kTileFrames * h.hidden_padded);
+  h.sums_stride = std::max({h.bins_padded, h.channels_padded, h.hidden_padded});
+  h.sums = state.floats(kTileFrames * int64_t{h.sums_stride});
   h.products = state.floats(std::max(h.hidden_padded, h.channels_padded) + kPad);
   h.pooled = state.floats(h.channels_padded);
-  h.reduced = state.floats(padded(g.gate_width));
+  h.gate_width_padded = padded(g.gate_width);
+  h.reduced = state.floats(kTileFrames * h.gate_width_padded);
+  h.chunk_bits = state.take(kTileFrames * (h.gates_padded / kPad) * 2);
   h.scores = state.floats(h.gates_padded);
   if (precision == Precision::int8) {
     h.digits = state.take(kDigits * rounded_up(std::max({g.bins, g.channels, g.hidden}), kLine));

@@ -128,6 +128,26 @@ def test_a_chunk_equals_its_frames_and_a_reset_starts_anew(site):
     assert engine.step(frames[:0]).shape == (0, folded.config.bins)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("site", ["none", "output", "hidden", "both"])
+def test_chunks_of_every_size_equal_their_frames_to_the_bit(instruction_set, site, precision):
+    folded = network(site=site, **GEOMETRIES["five taps"])
+    frames = features(folded, 64)
+    # Near the usual density, so that some frames of a chunk read every row and others only kept ones.
+    crossover = None if site == "none" else 0.25
+    engine = StreamEngine(PackedModel(folded, precision), hidden_crossover=crossover, out_crossover=crossover)
+    singles = [engine.step_with_gates(frame[None]) for frame in frames]
+    engine.reset()
+    for size in (2, 3, 5, 8, 1, 7, 4, 6, 11, 17):
+        place = engine.info["frames"]
+        mask, gates = engine.step_with_gates(frames[place : place + size])
+        for t in range(size):
+            assert torch.equal(mask[t], singles[place + t][0][0])
+            for block, single in zip(gates, singles[place + t][1]):
+                assert all(a is b or torch.equal(a[t], b[0]) for a, b in zip(block, single))
+    assert engine.info["frames"] == len(frames)
+
+
 def test_streams_in_threads_share_one_model_without_mixing():
     folded = network(site="hidden")
     packed = PackedModel(folded)

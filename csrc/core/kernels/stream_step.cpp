@@ -7,7 +7,7 @@ namespace dyncp::DYNCP_ISA {
 namespace {
 
 // Rows whose products run side by side: as many accumulators hide the latency of a multiply-add.
-constexpr int kRowsAtOnce = kWidth < 8 ? kWidth : 8;
+constexpr int kRowsSideBySide = kWidth < 8 ? kWidth : 8;
 // How far prefetching runs ahead; lists of rows are padded that far.
 constexpr int kRowsAhead = kPad;
 
@@ -84,6 +84,11 @@ DYNCP_INLINE void for_tiles(int length, Use use) {
   for (unit = 0; unit < vectors % 4 * kParts; ++unit) use(Tile<P, 1, 1>{vectors / 4 * 4, unit});
 }
 
+// Sums of every second product stand apart where the registers allow it: eight vectors alone just cover the latency of
+// a multiply-add.
+template <int kVectors>
+constexpr int kChainsOf = 2 * kVectors <= kVectorRegisters / 2 ? 2 : 1;
+
 // sums[v] = sum over i < count of activation i, x.values[index(i)], times the tile's weights of row(i).
 template <Precision P, class Outputs, class Row, class Index>
 DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, const Activations<P>& x, Index index, Floats* sums) {
@@ -93,9 +98,7 @@ DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, const Activations<P
     return sum_lines(count, [&](int i) DYNCP_INLINED { return row(i) + offset; }, x.digits, sums);
   }
 #endif
-  constexpr int kVectors = Outputs::kVectors;
-  // Two chains of sums where the registers allow it: eight alone just cover the latency of a multiply-add.
-  constexpr int kChains = 2 * kVectors <= kVectorRegisters / 2 ? 2 : 1;
+  constexpr int kVectors = Outputs::kVectors, kChains = kChainsOf<kVectors>;
   Floats others[kVectors];
   unrolled<kVectors>([&](auto v) DYNCP_INLINED { sums[v] = others[v] = zero<float>(); });
   const auto add = [&](Floats* to, int i) DYNCP_INLINED {
@@ -148,6 +151,111 @@ DYNCP_INLINE void multiply_panels(const PackedHeader& h, void* state, const Pane
   }
 }
 
+// Sums of all frames of a chunk for the outputs of a tile.
+template <int kVectors>
+struct TileSums {
+  Floats chains[kChainsOf<kVectors>][kTileFrames][kVectors];
+};
+
+// Adds rows [begin, end) of a panel, begin even, for kFrames frames and the outputs of one unit of the tile.
+template <Precision P, int kFrames, class Outputs>
+DYNCP_INLINE void add_rows(Outputs tile, int unit, const char* panel, int64_t step, int begin, int end,
+                           const float* const* values, int frame, TileSums<Outputs::kVectors>& sums) {
+  constexpr int kVectors = Outputs::kVectorsOfUnit, kSums = kFrames * kVectors;
+  constexpr int kChains = kChainsOf<Outputs::kVectors>;
+  // Where registers do not hold both chains, one comes after the other: the frames cover the latency.
+  constexpr int kAtOnce = kSums * kChains <= kVectorRegisters / 2 ? kChains : 1;
+  const float* x[kFrames];
+  unrolled<kFrames>([&](auto f) DYNCP_INLINED { x[f] = values[frame + f]; });
+  const auto place = [&](int chain, int v) DYNCP_INLINED -> Floats& {
+    return sums.chains[chain][frame + v / kVectors][unit * kVectors + v % kVectors];
+  };
+  const auto add = [&](Floats* to, int i) DYNCP_INLINED {
+    Floats w[kVectors];
+    load_weights<P, kVectors>(panel + i * step, tile.vector(unit), tile.part(unit), w);
+    unrolled<kFrames>([&](auto f) DYNCP_INLINED {
+      const Floats factor = broadcast(x[f][i]);
+      unrolled<kVectors>([&](auto v) DYNCP_INLINED { to[f * kVectors + v] += factor * w[v]; });
+    });
+  };
+  unrolled<kChains / kAtOnce>([&](auto pass) DYNCP_INLINED {
+    Floats parts[kAtOnce * kSums];
+    unrolled<kAtOnce * kSums>(
+        [&](auto v) DYNCP_INLINED { parts[v] = begin == 0 ? zero<float>() : place(pass + v / kSums, v % kSums); });
+    int i = begin + pass;
+    for (; i + kAtOnce <= end; i += kChains) {
+      unrolled<kAtOnce>([&](auto chain) DYNCP_INLINED { add(parts + chain * kSums, i + chain); });
+    }
+    if (kAtOnce > 1 && i < end) add(parts, i);
+    unrolled<kAtOnce * kSums>([&](auto v) DYNCP_INLINED { place(pass + v / kSums, v % kSums) = parts[v]; });
+  });
+}
+
+// Frames that share weights in registers; unpacking takes some of these.
+template <Precision P>
+constexpr int kFramesAtOnce = kVectorRegisters == 32    ? 4
+                              : P == Precision::float32 ? 3
+                                                        : 2;
+// Rows that stay in the nearest cache while one group of frames after the other reads them; for so many frames at once,
+// the next cache does.
+template <Precision P>
+constexpr int kRowsAtOnce = kFramesAtOnce<P> == 4 ? 1 << 16 : 32;
+
+// results[f] = W values[f] + bias.
+template <Precision P>
+void multiply_panels_together(const PackedHeader& h, const PanelMatrix& matrix, int frames, const float* const* values,
+                              float* const* results) {
+  constexpr int kMost = kFramesAtOnce<P>, kRows = kRowsAtOnce<P>;
+  const char* panel = at<char>(&h, matrix.weights);
+  const int outputs = (matrix.outputs + kPad - 1) / kPad * kPad, inputs = matrix.inputs;
+  for (int start = 0; start < outputs; start += kPanel) {
+    const int width = least(kPanel, outputs - start);
+    const int64_t step = row_bytes(P, width);
+    for_tiles<P>(width, [&](auto tile) DYNCP_INLINED {
+      constexpr int kVectors = decltype(tile)::kVectors, kUnits = kVectors / decltype(tile)::kVectorsOfUnit;
+      TileSums<kVectors> sums;
+      for (int begin = 0; begin < inputs; begin += kRows) {
+        const int end = least(begin + kRows, inputs);
+        for (int u = 0; u < kUnits; ++u) {
+          int f = 0;
+          for (; f + kMost <= frames; f += kMost) add_rows<P, kMost>(tile, u, panel, step, begin, end, values, f, sums);
+          if (kMost > 2 && f + 2 <= frames) {
+            add_rows<P, 2>(tile, u, panel, step, begin, end, values, f, sums);
+            f += 2;
+          }
+          if (f < frames) add_rows<P, 1>(tile, u, panel, step, begin, end, values, f, sums);
+        }
+      }
+      for (int f = 0; f < frames; ++f) {
+        for (int v = 0; v < kVectors; ++v) {
+          Floats sum = sums.chains[0][f][v];
+          if constexpr (kChainsOf<kVectors> == 2) sum += sums.chains[1][f][v];
+          const int place = start + tile.place(v);
+          store(results[f] + place, finished<P>(sum, &h, matrix, place));
+        }
+      }
+    });
+    panel += inputs * step;
+  }
+}
+
+// Calls use(f, place, vector of outputs) for all of W values[f] + bias of every frame, the same numbers as
+// multiply_panels gives; but weights are read once for all frames.  `results` are rows in between.
+template <Precision P, class Use>
+DYNCP_INLINE void multiply_panels_of_frames(const PackedHeader& h, void* state, const PanelMatrix& matrix, int frames,
+                                            const float* const* values, float* const* results, Use use) {
+  if (frames == 1 || kTakesDigits<P>) {
+    for (int f = 0; f < frames; ++f) {
+      multiply_panels<P>(h, state, matrix, values[f], [&](int place, Floats sum) { use(f, place, sum); });
+    }
+    return;
+  }
+  multiply_panels_together<P>(h, matrix, frames, values, results);
+  for (int f = 0; f < frames; ++f) {
+    for (int place = 0; place < matrix.outputs; place += kWidth) use(f, place, load(results[f] + place));
+  }
+}
+
 // ---- products over rows that lie anywhere
 
 // Lane r < count of the result is row r times x; `length` is a multiple of kPad.  With `kept` bits, lanes of the rows
@@ -156,19 +264,19 @@ template <Precision P, bool kMasked = false>
 DYNCP_INLINE Floats multiply_rows(const char* const* rows, int count, const Activations<P>& x, int length,
                                   const uint16_t* kept = nullptr) {
   Floats sums[kWidth];
-  unrolled<kWidth / kRowsAtOnce>([&](auto group) DYNCP_INLINED {
-    Floats* part = sums + group * kRowsAtOnce;
-    unrolled<kRowsAtOnce>([&](auto r) DYNCP_INLINED { part[r] = zero<float>(); });
-    if (group * kRowsAtOnce >= count) return;
+  unrolled<kWidth / kRowsSideBySide>([&](auto group) DYNCP_INLINED {
+    Floats* part = sums + group * kRowsSideBySide;
+    unrolled<kRowsSideBySide>([&](auto r) DYNCP_INLINED { part[r] = zero<float>(); });
+    if (group * kRowsSideBySide >= count) return;
 #if defined(__AVX512VNNI__)
     // Bytes are never NaN, and the activations of pruned channels are zeros.
     if constexpr (kTakesDigits<P>) {
-      return multiply_bytes<kRowsAtOnce>(rows + group * kRowsAtOnce, x.digits, length, part);
+      return multiply_bytes<kRowsSideBySide>(rows + group * kRowsSideBySide, x.digits, length, part);
     }
 #endif
     for_tiles<P, 1>(length, [&](auto tile) DYNCP_INLINED {
-      unrolled<kRowsAtOnce>([&](auto r) DYNCP_INLINED {
-        tile.for_units(rows[group * kRowsAtOnce + r], [&](auto, const Floats* w) DYNCP_INLINED {
+      unrolled<kRowsSideBySide>([&](auto r) DYNCP_INLINED {
+        tile.for_units(rows[group * kRowsSideBySide + r], [&](auto, const Floats* w) DYNCP_INLINED {
           unrolled<decltype(tile)::kVectors>([&](auto v) DYNCP_INLINED {
             const int place = tile.place(v);
             const Floats weights = kMasked ? select(lanes_of(kept, place), w[v], zero<float>()) : w[v];
@@ -229,8 +337,9 @@ DYNCP_INLINE void for_spread(const uint16_t* bits, int length, const float* prod
 
 // ---- gates
 
-DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state, const float* x, float* pooled) {
-  const int64_t frames = static_cast<const StateHeader*>(state)->frames;
+// `frames` came before this one.
+DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames, const float* x,
+                       float* pooled) {
   float* memory = at<float>(state, b.pool);
   const int length = h.channels_padded, window = h.geometry.window;
   switch (h.geometry.pooling) {
@@ -287,9 +396,9 @@ DYNCP_INLINE int list_bits(const uint16_t* bits, int units, int32_t* list) {
 }
 
 // The first half of a gate network: what enters the product that gives the scores.
-void reduce(const PackedHeader& h, const PackedBlock& b, void* state, const float* x) {
+void reduce(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames, const float* x, float* reduced) {
   float* pooled = at<float>(state, h.pooled);
-  pool(h, b, state, x, pooled);
+  pool(h, b, state, frames, x, pooled);
   const char* weights = at<char>(&h, b.gate_reduce.weights);
   const int64_t stride = row_bytes(kGatePrecision, h.channels_padded);
   const int width = h.geometry.gate_width;
@@ -298,46 +407,61 @@ void reduce(const PackedHeader& h, const PackedBlock& b, void* state, const floa
     const char* rows[kWidth];
     for (int r = 0; r < kWidth; ++r) rows[r] = weights + least(first + r, width - 1) * stride;
     const Floats sums = multiply_rows<kGatePrecision>(rows, width - first, x_pooled, h.channels_padded);
-    store(at<float>(state, h.reduced) + first, relu<float>(finished<kGatePrecision>(sums, &h, b.gate_reduce, first)));
+    store(reduced + first, relu<float>(finished<kGatePrecision>(sums, &h, b.gate_reduce, first)));
   }
 }
 
-// Decides the gates of a block; what is derived from them is rebuilt only when a bit has changed.
-void decide(const PackedHeader& h, const PackedBlock& b, void* state, float shift, Kept* kept) {
+// The gates of a frame of a block.
+struct FrameGates {
+  uint16_t* bits;
+  bool changed;  // against those of the frame before
+  Kept kept;
+};
+
+DYNCP_INLINE int count_bits(const uint16_t* bits, int units) {
+  int count = 0;
+  for (int unit = 0; unit < units; ++unit) count += __builtin_popcount(bits[unit]);
+  return count;
+}
+
+// Decides the gates of a frame; `before` are those of the frame before.
+void decide(const PackedHeader& h, const PackedBlock& b, void* state, const float* reduced, float shift,
+            const FrameGates& before, FrameGates* gates) {
   const Geometry& g = h.geometry;
   const float* decided = at<float>(&h, b.gate_expand.bias);
   if (g.gate_kind == GateKind::pooled) {
     float* scores = at<float>(state, h.scores);
-    multiply_panels<kGatePrecision>(h, state, b.gate_expand, at<float>(state, h.reduced),
+    multiply_panels<kGatePrecision>(h, state, b.gate_expand, reduced,
                                     [&](int place, Floats sum) { store(scores + place, sum); });
     decided = scores;
   }
-  uint16_t* bits = at<uint16_t>(state, b.bits);
-  const int units = h.gates_padded / kPad;
+  const int units = h.gates_padded / kPad, out_units = g.gates_out ? h.channels_padded / kPad : 0;
   int changes = 0;
   for (int unit = 0; unit < units; ++unit) {
     uint32_t now = 0;
     for (int lane = 0; lane < kPad; lane += kWidth) {
       now |= bits_of(load(decided + unit * kPad + lane) + shift > zero<float>()) << lane;
     }
-    changes |= now ^ bits[unit];
-    bits[unit] = static_cast<uint16_t>(now);
+    changes |= now ^ before.bits[unit];
+    gates->bits[unit] = static_cast<uint16_t>(now);
   }
+  gates->changed = changes != 0;
+  gates->kept = before.kept;
   if (changes != 0) {
-    const int out_units = g.gates_out ? h.channels_padded / kPad : 0;
-    if (g.gates_out) {
-      kept->out = list_bits(bits, out_units, at<int32_t>(state, b.out_list));
-    }
-    if (g.gates_hidden) {
-      kept->hidden = list_bits(bits + out_units, units - out_units, at<int32_t>(state, b.hidden_list));
-    }
+    gates->kept = {count_bits(gates->bits + out_units, units - out_units), count_bits(gates->bits, out_units)};
   }
+}
+
+void list_kept(const PackedHeader& h, const PackedBlock& b, void* state, const uint16_t* bits) {
+  const Geometry& g = h.geometry;
+  const int out_units = g.gates_out ? h.channels_padded / kPad : 0;
+  if (g.gates_out) list_bits(bits, out_units, at<int32_t>(state, b.out_list));
+  if (g.gates_hidden) list_bits(bits + out_units, h.hidden_padded / kPad, at<int32_t>(state, b.hidden_list));
 }
 
 // ---- depthwise history: a ring of rows, one per frame, zeros for omitted channels
 
-DYNCP_INLINE float* history_row(const PackedHeader& h, const PackedBlock& b, void* state, int64_t age) {
-  const int64_t frames = static_cast<const StateHeader*>(state)->frames;
+DYNCP_INLINE float* history_row(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames, int64_t age) {
   const int64_t slot = (frames + b.history_rows - age) % b.history_rows;
   return at<float>(state, b.history) + slot * h.hidden_padded;
 }
@@ -347,11 +471,14 @@ struct History {
   float* rows[64];
 };
 
-DYNCP_INLINE void find_history(const PackedHeader& h, const PackedBlock& b, void* state, History& history) {
+// `frames` came before this one.
+DYNCP_INLINE History find_history(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames) {
+  History history;
   const int taps = h.geometry.taps;
   for (int k = 0; k < taps; ++k) {
-    history.rows[k] = history_row(h, b, state, int64_t{taps - 1 - k} * b.dilation);
+    history.rows[k] = history_row(h, b, state, frames, int64_t{taps - 1 - k} * b.dilation);
   }
+  return history;
 }
 
 // ---- the hidden half of a block: everything before W_out
@@ -369,13 +496,11 @@ DYNCP_INLINE void convolve(const PackedHeader& h, const PackedBlock& b, const Hi
   store(z + place, select(kept, activate(sum, b.slope_dw), zero<float>()));
 }
 
-// Every channel; with `bits`, u and z of pruned ones are dropped by selection.
-template <Precision P>
-void hidden_dense(const PackedHeader& h, const PackedBlock& b, void* state, const History& history,
-                  const uint16_t* bits, const float* x, float* z) {
-  multiply_panels<P>(h, state, b.w_in, x, [&](int place, Floats sum) { store(z + place, sum); });
+// What follows the product with every channel; with `bits`, u and z of pruned ones are dropped by selection.
+void hidden_dense(const PackedHeader& h, const PackedBlock& b, const History& history, const uint16_t* bits,
+                  const float* sums, float* z) {
   for (int i = 0; i < h.hidden_padded; i += kWidth) {
-    convolve(h, b, history, i, bits == nullptr ? Integers{} - 1 : lanes_of(bits, i), load(z + i), z);
+    convolve(h, b, history, i, bits == nullptr ? Integers{} - 1 : lanes_of(bits, i), load(sums + i), z);
   }
 }
 
@@ -406,17 +531,7 @@ void hidden_gathered(const PackedHeader& h, const PackedBlock& b, void* state, c
 
 // ---- the output half: x += W_out z + b_out
 
-// Every output; with `bits`, pruned ones are dropped by selection.
-template <Precision P>
-void out_dense(const PackedHeader& h, const PackedBlock& b, void* state, const uint16_t* bits, const float* z,
-               float* x) {
-  multiply_panels<P>(h, state, b.w_out, z, [&](int place, Floats sum) {
-    const Floats y = load(x + place) + sum;
-    store(x + place, bits == nullptr ? y : select(lanes_of(bits, place), y, load(x + place)));
-  });
-}
-
-// The same with only the columns of kept hidden channels.
+// Only the columns of kept hidden channels.
 template <Precision P>
 void out_of_columns(const PackedHeader& h, const PackedBlock& b, void* state, const int32_t* list, int count,
                     const uint16_t* bits, const float* z, float* x) {
@@ -475,53 +590,118 @@ bool above(float crossover, int kept, int all) {
   return static_cast<float>(kept) > crossover * static_cast<float>(all);
 }
 
-template <Precision P>
-void block_with_hidden_gates(const PackedHeader& h, const PackedBlock& b, void* state, const History& history,
-                             Kept kept, Crossover crossover, float* x) {
-  const Geometry& g = h.geometry;
-  float* z = at<float>(state, h.hidden_values);
-  float* products = at<float>(state, h.products);
-  const int32_t* list = at<int32_t>(state, b.hidden_list);
-  const uint16_t* out_bits = g.gates_out ? at<uint16_t>(state, b.bits) : nullptr;
-  const uint16_t* hidden_bits = at<uint16_t>(state, b.bits) + (g.gates_out ? h.channels_padded / kPad : 0);
-  if (above(crossover.hidden, kept.hidden, g.hidden)) {
-    hidden_dense<P>(h, b, state, history, hidden_bits, x, z);
-  } else {
-    hidden_gathered<P>(h, b, state, history, hidden_bits, list, kept.hidden, x, products, z);
+// Frames that go through the network together, each with a row of everything.
+struct Chunk {
+  int frames;
+  int64_t before;  // frames of the stream before them
+  float *x[kTileFrames], *z[kTileFrames], *sums[kTileFrames], *reduced[kTileFrames];
+};
+
+// Those frames of a chunk that take the same product.
+struct Group {
+  int frames = 0;
+  int members[kTileFrames] = {};
+  const float* values[kTileFrames] = {};
+  float* sums[kTileFrames] = {};
+  DYNCP_INLINE void add(int t, const float* of_values, float* of_sums) {
+    members[frames] = t;
+    values[frames] = of_values;
+    sums[frames++] = of_sums;
   }
-  // The history needs the kept hidden channels even where nothing reaches the output.
-  if (kept.hidden == 0 || (g.gates_out && kept.out == 0)) return;
-  if (g.gates_out && int64_t{kept.out} * g.hidden < int64_t{kept.hidden} * g.channels) {
-    out_gathered<P>(h, b, state, out_bits, at<int32_t>(state, b.out_list), kept.out, z, hidden_bits, products, x);
-  } else {
-    out_of_columns<P>(h, b, state, list, kept.hidden, out_bits, z, x);
+};
+
+// Hidden gates: what comes before W_out, and W_out itself.
+template <Precision P>
+void block_with_hidden_gates(const PackedHeader& h, const PackedBlock& b, void* state, const Chunk& chunk,
+                             const FrameGates* gates) {
+  const Geometry& g = h.geometry;
+  const float crossover = static_cast<const StateHeader*>(state)->crossover.hidden;
+  const int32_t* list = at<int32_t>(state, b.hidden_list);
+  float* products = at<float>(state, h.products);
+  Group dense;
+  for (int t = 0; t < chunk.frames; ++t) {
+    if (above(crossover, gates[t].kept.hidden, g.hidden)) dense.add(t, chunk.x[t], chunk.sums[t]);
+  }
+  multiply_panels_of_frames<P>(h, state, b.w_in, dense.frames, dense.values, dense.sums,
+                               [&](int f, int place, Floats sum) { store(dense.sums[f] + place, sum); });
+  for (int t = 0; t < chunk.frames; ++t) {
+    const Kept kept = gates[t].kept;
+    const uint16_t* out_bits = g.gates_out ? gates[t].bits : nullptr;
+    const uint16_t* hidden_bits = gates[t].bits + (g.gates_out ? h.channels_padded / kPad : 0);
+    if (gates[t].changed) list_kept(h, b, state, gates[t].bits);
+    const History history = find_history(h, b, state, chunk.before + t);
+    float *x = chunk.x[t], *z = chunk.z[t];
+    if (above(crossover, kept.hidden, g.hidden)) {
+      hidden_dense(h, b, history, hidden_bits, chunk.sums[t], z);
+    } else {
+      hidden_gathered<P>(h, b, state, history, hidden_bits, list, kept.hidden, x, products, z);
+    }
+    // The history needs the kept hidden channels even where nothing reaches the output.
+    if (kept.hidden == 0 || (g.gates_out && kept.out == 0)) continue;
+    if (g.gates_out && int64_t{kept.out} * g.hidden < int64_t{kept.hidden} * g.channels) {
+      out_gathered<P>(h, b, state, out_bits, at<int32_t>(state, b.out_list), kept.out, z, hidden_bits, products, x);
+    } else {
+      out_of_columns<P>(h, b, state, list, kept.hidden, out_bits, z, x);
+    }
   }
 }
 
+// Gated outputs or no gates: W_out.
 template <Precision P>
-void run_block(const PackedHeader& h, const PackedBlock& b, void* state, float shift, Kept* kept, uint8_t* gates,
-               float* x) {
+void project(const PackedHeader& h, const PackedBlock& b, void* state, const Chunk& chunk, const FrameGates* gates) {
   const Geometry& g = h.geometry;
-  const Crossover crossover = static_cast<const StateHeader*>(state)->crossover;
-  History history;
-  find_history(h, b, state, history);
-  float* z = at<float>(state, h.hidden_values);
-  if (g.gate_kind == GateKind::pooled) reduce(h, b, state, x);
+  const float crossover = static_cast<const StateHeader*>(state)->crossover.out;
+  Group dense;
+  for (int t = 0; t < chunk.frames; ++t) {
+    if (g.gates_out && gates[t].changed) list_kept(h, b, state, gates[t].bits);
+    if (!g.gates_out || above(crossover, gates[t].kept.out, g.channels)) {
+      dense.add(t, chunk.z[t], chunk.sums[t]);
+      continue;
+    }
+    out_gathered<P>(h, b, state, gates[t].bits, at<int32_t>(state, b.out_list), gates[t].kept.out, chunk.z[t], nullptr,
+                    at<float>(state, h.products), chunk.x[t]);
+  }
+  multiply_panels_of_frames<P>(
+      h, state, b.w_out, dense.frames, dense.values, dense.sums, [&](int f, int place, Floats sum) {
+        float* x = chunk.x[dense.members[f]] + place;
+        const Floats before = load(x), y = before + sum;
+        store(x, g.gates_out ? select(lanes_of(gates[dense.members[f]].bits, place), y, before) : y);
+      });
+}
+
+// `unpacked` are bytes of the gates of block n of the first frame, or null.
+template <Precision P>
+void run_block(const PackedHeader& h, int n, void* state, float shift, const Chunk& chunk, uint8_t* unpacked) {
+  const Geometry& g = h.geometry;
+  const PackedBlock& b = packed_blocks(h)[n];
+  if (g.gate_kind == GateKind::pooled) {
+    for (int t = 0; t < chunk.frames; ++t) reduce(h, b, state, chunk.before + t, chunk.x[t], chunk.reduced[t]);
+  }
   // Needs no gates, so that it hides how long they take.
-  if (!g.gates_hidden) hidden_dense<P>(h, b, state, history, nullptr, x, z);
+  if (!g.gates_hidden) {
+    multiply_panels_of_frames<P>(h, state, b.w_in, chunk.frames, chunk.x, chunk.sums,
+                                 [&](int t, int place, Floats sum) { store(chunk.sums[t] + place, sum); });
+    for (int t = 0; t < chunk.frames; ++t) {
+      hidden_dense(h, b, find_history(h, b, state, chunk.before + t), nullptr, chunk.sums[t], chunk.z[t]);
+    }
+  }
+  FrameGates gates[kTileFrames];
   if (g.gate_kind != GateKind::none) {
-    decide(h, b, state, shift, kept);
-    if (gates != nullptr) unpack_gates(h, b, state, gates);
+    Kept* kept = at<Kept>(state, h.kept) + n;
+    FrameGates before = {at<uint16_t>(state, b.bits), false, *kept};
+    for (int t = 0; t < chunk.frames; ++t) {
+      gates[t].bits = t + 1 == chunk.frames ? at<uint16_t>(state, b.bits)
+                                            : at<uint16_t>(state, h.chunk_bits) + t * (h.gates_padded / kPad);
+      decide(h, b, state, chunk.reduced[t], shift, before, &gates[t]);
+      before = gates[t];
+      if (unpacked != nullptr) unpack_gates(h, b, gates[t].bits, unpacked + int64_t{t} * g.blocks * h.gates);
+    }
+    *kept = before.kept;
   }
   if (g.gates_hidden) {
-    block_with_hidden_gates<P>(h, b, state, history, *kept, crossover, x);
-  } else if (!g.gates_out) {
-    out_dense<P>(h, b, state, nullptr, z, x);
-  } else if (above(crossover.out, kept->out, g.channels)) {
-    out_dense<P>(h, b, state, at<uint16_t>(state, b.bits), z, x);
+    block_with_hidden_gates<P>(h, b, state, chunk, gates);
   } else {
-    out_gathered<P>(h, b, state, at<uint16_t>(state, b.bits), at<int32_t>(state, b.out_list), kept->out, z, nullptr,
-                    at<float>(state, h.products), x);
+    project<P>(h, b, state, chunk, gates);
   }
 }
 
@@ -530,33 +710,31 @@ void step_with(const PackedHeader& h, void* state, const float* features, int fr
                float* masks, uint8_t* gates) {
   const Geometry& g = h.geometry;
   auto* header = static_cast<StateHeader*>(state);
-  const int64_t before = header->frames;
-  float* x = at<float>(state, h.x);
+  Chunk chunk{};
+  chunk.frames = frames;
+  chunk.before = header->frames;
+  const float* inputs[kTileFrames] = {};
   for (int t = 0; t < frames; ++t) {
-    float* row = x + int64_t{t} * h.channels_padded;
-    multiply_panels<P>(h, state, h.front, features + t * stride,
-                       [&](int place, Floats sum) { store(row + place, relu<float>(sum)); });
+    inputs[t] = features + t * stride;
+    chunk.x[t] = at<float>(state, h.x) + int64_t{t} * h.channels_padded;
+    chunk.z[t] = at<float>(state, h.hidden_values) + int64_t{t} * h.hidden_padded;
+    chunk.sums[t] = at<float>(state, h.sums) + int64_t{t} * h.sums_stride;
+    chunk.reduced[t] = at<float>(state, h.reduced) + int64_t{t} * h.gate_width_padded;
   }
-  Kept* kept = at<Kept>(state, h.kept);
+  multiply_panels_of_frames<P>(h, state, h.front, frames, inputs, chunk.x,
+                               [&](int t, int place, Floats sum) { store(chunk.x[t] + place, relu<float>(sum)); });
   for (int n = 0; n < g.blocks; ++n) {
-    const PackedBlock& b = packed_blocks(h)[n];
-    for (int t = 0; t < frames; ++t) {
-      header->frames = before + t;
-      uint8_t* own_gates = gates == nullptr ? nullptr : gates + (int64_t{t} * g.blocks + n) * h.gates;
-      run_block<P>(h, b, state, shift, kept + n, own_gates, x + int64_t{t} * h.channels_padded);
+    run_block<P>(h, n, state, shift, chunk, gates == nullptr ? nullptr : gates + int64_t{n} * h.gates);
+  }
+  header->frames += frames;
+  multiply_panels_of_frames<P>(h, state, h.back, frames, chunk.x, chunk.sums, [&](int t, int place, Floats logits) {
+    float* mask = masks + t * stride + place;
+    if (place + kWidth <= g.bins) {
+      store(mask, sigmoid(logits));
+    } else if (place < g.bins) {
+      store_first(mask, sigmoid(logits), g.bins - place);
     }
-  }
-  header->frames = before + frames;
-  for (int t = 0; t < frames; ++t) {
-    float* mask = masks + t * stride;
-    multiply_panels<P>(h, state, h.back, x + int64_t{t} * h.channels_padded, [&](int place, Floats logits) {
-      if (place + kWidth <= g.bins) {
-        store(mask + place, sigmoid(logits));
-      } else if (place < g.bins) {
-        store_first(mask + place, sigmoid(logits), g.bins - place);
-      }
-    });
-  }
+  });
 }
 
 void step(const PackedHeader& model, void* state, const float* features, int frames, int64_t stride, float shift,
