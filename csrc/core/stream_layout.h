@@ -88,6 +88,7 @@ struct PanelMatrix {
 
 struct PackedBlock {
   int32_t dilation, history_rows;  // rows of the ring: (taps - 1) * dilation + 1
+  int32_t columns_are_finite;      // boolean: times 0, every weight of W_out is 0
   float slope_in, slope_dw;        // 0 for ReLU
   PanelMatrix w_in, w_out;         // no weights of w_out with hidden gates
   int64_t hidden_rows, hidden_columns, out_rows;
@@ -115,6 +116,7 @@ struct PackedHeader {
   int64_t products, pooled, scores, kept;   // state offsets
   // State offsets of what has a row for each frame of a chunk: gates as bits, of all frames but the last, and floats.
   int64_t chunk_bits, x, hidden_values, sums, reduced, features, mask;
+  int64_t shared_bits, shared_list;        // state offsets: rows that frames of a chunk share
   int32_t sums_stride, gate_width_padded;  // floats of such rows
   int64_t digits;                         // state offset: room for the activations of a product as digits; only of int8
   int64_t samples, tail, work, spectrum;  // state offsets of the transform

@@ -260,6 +260,9 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   h.pooled = state.floats(h.channels_padded);
   h.gate_width_padded = padded(g.gate_width);
   h.reduced = state.floats(kTileFrames * h.gate_width_padded);
+  const int most_rows = std::max(h.hidden_padded, h.channels_padded);
+  h.shared_bits = state.take(2 * kTileFrames * (most_rows / kPad) * 2);
+  h.shared_list = state.floats(most_rows + kPad);
   h.chunk_bits = state.take(kTileFrames * (h.gates_padded / kPad) * 2);
   h.scores = state.floats(h.gates_padded);
   if (precision == Precision::int8) {
@@ -274,6 +277,10 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     b.history_rows = (g.taps - 1) * source.dilation + 1;
     b.slope_in = source.slope_in ? *source.slope_in : 0.0f;
     b.slope_dw = source.slope_dw ? *source.slope_dw : 0.0f;
+    // Of the smallest floats that weights are packed as.
+    constexpr float kMost = 65504;
+    b.columns_are_finite = std::all_of(source.w_out, source.w_out + int64_t{g.channels} * g.hidden,
+                                       [](float w) { return std::fabs(w) <= kMost; });
     if (g.gate_kind == GateKind::pooled) {
       b.gate_reduce = take_outputs(memory, kGatePrecision, g.channels, g.gate_width);
       b.gate_reduce.weights = memory.take(g.gate_width * row_bytes(kGatePrecision, h.channels_padded));

@@ -148,6 +148,19 @@ def test_chunks_of_every_size_equal_their_frames_to_the_bit(instruction_set, sit
     assert engine.info["frames"] == len(frames)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_in_a_chunk_a_nan_column_reaches_only_frames_that_keep_its_channel(instruction_set, precision):
+    folded = network(site="hidden", stacks=1, dilations=(1,), gate_window=1)
+    frames = features(folded, 8)
+    engine = StreamEngine(PackedModel(folded, precision), hidden_crossover=1.0)
+    kept = engine.step_with_gates(frames)[1][0].hidden
+    channel = int((kept.sum(0) - 4).abs().argmin())
+    assert 0 < kept[:, channel].sum() < len(frames)
+    folded.blocks[0].w_out[:, channel] = torch.nan
+    mask = StreamEngine(PackedModel(folded, precision), hidden_crossover=1.0).step(frames)
+    assert torch.equal(mask.isnan().any(1), kept[:, channel])
+
+
 def test_streams_in_threads_share_one_model_without_mixing():
     folded = network(site="hidden")
     packed = PackedModel(folded)

@@ -1,0 +1,131 @@
+// The gate networks of the streaming engine: pooling, scores, and which channels each frame keeps.
+#pragma once
+
+#include "core/kernels/stream_products.h"
+
+namespace dyncp::DYNCP_ISA {
+
+// `frames` came before this one.
+DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames, const float* x,
+                       float* pooled) {
+  float* memory = at<float>(state, b.pool);
+  const int length = h.channels_padded, window = h.geometry.window;
+  switch (h.geometry.pooling) {
+    case StreamPooling::average: {
+      const float count = static_cast<float>(frames + 1);
+      for (int i = 0; i < length; i += kWidth) {
+        const Floats sum = load(memory + i) + load(x + i);
+        store(memory + i, sum);
+        store(pooled + i, sum / count);
+      }
+      return;
+    }
+    case StreamPooling::exponential: {
+      const float rate = static_cast<float>(2.0 / (window + 1));
+      for (int i = 0; i < length; i += kWidth) {
+        const Floats now = load(x + i), before = frames == 0 ? now : load(memory + i);
+        Floats next = before + rate * (now - before);
+        // A channel that falls silent would decay into denormal numbers, which are slow.
+        next = next < 1e-30f && next > -1e-30f ? zero<float>() : next;
+        store(memory + i, next);
+        store(pooled + i, next);
+      }
+      return;
+    }
+    case StreamPooling::window: {
+      const float count = static_cast<float>(frames + 1 < window ? frames + 1 : window);
+      float* slot = memory + frames % window * length;
+      for (int i = 0; i < length; i += kWidth) {
+        store(slot + i, load(x + i));
+        Floats sum = load(memory + i);
+        for (int row = 1; row < window; ++row) sum += load(memory + int64_t{row} * length + i);
+        store(pooled + i, sum / count);
+      }
+      return;
+    }
+  }
+}
+
+// Indices of the set bits of `units` words of 16 bits, padded with the last one to a whole vector.
+DYNCP_INLINE int list_bits(const uint16_t* bits, int units, int32_t* list) {
+  int count = 0;
+  for (int unit = 0; unit < units; ++unit) {
+#if defined(__AVX512F__)
+    const __m512i indices = _mm512_add_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                             _mm512_set1_epi32(unit * kPad));
+    _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(bits[unit], indices));
+    count += __builtin_popcount(bits[unit]);
+#else
+    for (uint32_t rest = bits[unit]; rest != 0; rest &= rest - 1) list[count++] = unit * kPad + __builtin_ctz(rest);
+#endif
+  }
+  for (int i = count; count > 0 && i < count + kPad; ++i) list[i] = list[count - 1];
+  return count;
+}
+
+// The first half of a gate network: what enters the product that gives the scores.
+inline void reduce(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames, const float* x,
+                   float* reduced) {
+  float* pooled = at<float>(state, h.pooled);
+  pool(h, b, state, frames, x, pooled);
+  const char* weights = at<char>(&h, b.gate_reduce.weights);
+  const int64_t stride = row_bytes(kGatePrecision, h.channels_padded);
+  const int width = h.geometry.gate_width;
+  const Activations<kGatePrecision> x_pooled(DigitOrder::woven, h, state, pooled, h.channels_padded);
+  for (int first = 0; first < width; first += kWidth) {
+    const char* rows[kWidth];
+    for (int r = 0; r < kWidth; ++r) rows[r] = weights + least(first + r, width - 1) * stride;
+    const Floats sums = multiply_rows<kGatePrecision>(rows, width - first, x_pooled, h.channels_padded);
+    store(reduced + first, relu<float>(finished<kGatePrecision>(sums, &h, b.gate_reduce, first)));
+  }
+}
+
+// The gates of a frame of a block.
+struct FrameGates {
+  uint16_t* bits;
+  bool changed;  // against those of the frame before
+  Kept kept;
+};
+
+DYNCP_INLINE int count_bits(const uint16_t* bits, int units) {
+  int count = 0;
+  for (int unit = 0; unit < units; ++unit) count += __builtin_popcount(bits[unit]);
+  return count;
+}
+
+// Decides the gates of a frame; `before` are those of the frame before.
+inline void decide(const PackedHeader& h, const PackedBlock& b, void* state, const float* reduced, float shift,
+                   const FrameGates& before, FrameGates* gates) {
+  const Geometry& g = h.geometry;
+  const float* decided = at<float>(&h, b.gate_expand.bias);
+  if (g.gate_kind == GateKind::pooled) {
+    float* scores = at<float>(state, h.scores);
+    multiply_panels<kGatePrecision>(h, state, b.gate_expand, reduced,
+                                    [&](int place, Floats sum) { store(scores + place, sum); });
+    decided = scores;
+  }
+  const int units = h.gates_padded / kPad, out_units = g.gates_out ? h.channels_padded / kPad : 0;
+  int changes = 0;
+  for (int unit = 0; unit < units; ++unit) {
+    uint32_t now = 0;
+    for (int lane = 0; lane < kPad; lane += kWidth) {
+      now |= bits_of(load(decided + unit * kPad + lane) + shift > zero<float>()) << lane;
+    }
+    changes |= now ^ before.bits[unit];
+    gates->bits[unit] = static_cast<uint16_t>(now);
+  }
+  gates->changed = changes != 0;
+  gates->kept = before.kept;
+  if (changes != 0) {
+    gates->kept = {count_bits(gates->bits + out_units, units - out_units), count_bits(gates->bits, out_units)};
+  }
+}
+
+inline void list_kept(const PackedHeader& h, const PackedBlock& b, void* state, const uint16_t* bits) {
+  const Geometry& g = h.geometry;
+  const int out_units = g.gates_out ? h.channels_padded / kPad : 0;
+  if (g.gates_out) list_bits(bits, out_units, at<int32_t>(state, b.out_list));
+  if (g.gates_hidden) list_bits(bits + out_units, h.hidden_padded / kPad, at<int32_t>(state, b.hidden_list));
+}
+
+}  // namespace dyncp::DYNCP_ISA
