@@ -101,24 +101,31 @@ def _gated(graph: _Graph, value: str, gates: dict[str, str], site: str, name: st
     return graph.node("Mul", [value, gates[site]], name) if site in gates else value
 
 
-def stream_graph(network: InferenceConvFSENet) -> bytes:
-    """One frame: features (1, bins) to mask (1, bins).
+def stream_graph(network: InferenceConvFSENet, frames: int = 1) -> bytes:
+    """Some frames of a stream: features (frames, bins) to mask (frames, bins).
 
-    Block i reads the depthwise inputs of K - 1 earlier frames as ``b{i}_tap{k}`` (1, H), oldest first, and gives this
-    frame's as ``b{i}_u`` (1, H). The caller keeps them, so the graph moves no history. A gated network also reads
-    ``gates``, all blocks' gates as 0 and 1 side by side.
+    Block i gives the frames' depthwise inputs as ``b{i}_u`` (frames, H) and reads those of earlier calls as
+    ``b{i}_tap{k}``, oldest tap first: (frames, H), or only as many rows as the tap lies back. The caller keeps them, so
+    the graph moves no history. A gated network also reads ``gates``, all blocks' gates as 0 and 1 side by side.
     """
     graph, config = _Graph(), network.config
-    x = graph.gemm(graph.input("features", 1, config.bins), network.front_weight, network.front_bias, "front")
+    x = graph.gemm(graph.input("features", frames, config.bins), network.front_weight, network.front_bias, "front")
     x = graph.node("Relu", [x], "front_active")
-    graph.output("mask", 1, config.bins)
-    gates = _split_gates(graph, network, 1, None)
+    graph.output("mask", frames, config.bins)
+    gates = _split_gates(graph, network, frames, None)
     for i, block in enumerate(network.blocks):
         b: Any = block
         active = f"b{i}_in_active" if "hidden" in gates[i] else f"b{i}_u"
         u = graph.activation(graph.gemm(x, b.w_in, b.b_in, f"b{i}_in"), b.slope_in, active)
-        u = graph.output(_gated(graph, u, gates[i], "hidden", f"b{i}_u"), 1, config.hidden)
-        older = [graph.input(f"b{i}_tap{k}", 1, config.hidden) for k in range(config.kernel_size - 1)]
+        u = graph.output(_gated(graph, u, gates[i], "hidden", f"b{i}_u"), frames, config.hidden)
+        older = []
+        for k in range(config.kernel_size - 1):
+            lag = (config.kernel_size - 1 - k) * int(b.dilation)
+            older.append(graph.input(f"b{i}_tap{k}", min(lag, frames), config.hidden))
+            if lag < frames:
+                bounds = [graph.integers(0), graph.integers(frames - lag), graph.integers(0)]
+                own = graph.node("Slice", [u, *bounds], f"b{i}_own{k}")
+                older[k] = graph.node("Concat", [older[k], own], f"b{i}_lagged{k}", axis=0)
         total = ""
         for k, tap in enumerate((*older, u)):
             taps = graph.constant(f"b{i}_dw{k}", b.w_dw[None, :, k])

@@ -42,15 +42,17 @@ class Timing:
     calls: int
 
 
-def check_stream(run: Run, work: Workload, dtype: str = "float32", frames: int | None = None) -> Check:
+def check_stream(
+    run: Run, work: Workload, dtype: str = "float32", frames: int | None = None, frames_per_call: int = 1
+) -> Check:
     """Stream the workload's first ``frames`` frames (default all) from the start and compare every mask."""
     run.reset()
     masks = []
-    for frame in range(frames or work.frames):
-        run.place_gates(frame)
-        run(frame)
-        masks.append(run.mask())
-    got = np.stack(masks, axis=-1)
+    for call in range((frames or work.frames) // frames_per_call):
+        run.place_gates(call)
+        run(call)
+        masks.append(run.mask().reshape(-1, frames_per_call))
+    got = np.concatenate(masks, axis=-1)
     return _compared(got, work.expected[0, :, : got.shape[-1]].numpy(), dtype)
 
 
@@ -87,7 +89,7 @@ def measure(
     Args:
         runs: prepared engines.
         frames_per_call: of each.
-        cycle: number of different frames; a stream goes round them.
+        cycle: number of different calls; a stream goes round them.
         calls: counted calls in a turn.
         settle: uncounted calls in a turn.
         seconds: about how long to measure.

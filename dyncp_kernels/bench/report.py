@@ -136,6 +136,7 @@ def _groups(results: Results) -> list[tuple[str, list[Row]]]:
     for row in results.rows:
         threads = f"{row.threads} thread{'s' * (row.threads != 1)}"
         shape = f", {row.batch} x {row.frames} frames" if row.suite == "offline" else ""
+        shape = f", {row.frames} frames a call" if row.suite == "chunks" else shape
         groups.setdefault(f"{row.suite}{shape}, {threads}", []).append(row)
     return list(groups.items())
 

@@ -23,7 +23,7 @@ class Row:
 
     Attributes:
         suite: ``streaming`` (one frame a call), ``precision`` (the same with narrower weights), ``full_path`` (one hop
-            of samples a call) or ``offline`` (a batch of clips a call).
+            of samples a call), ``chunks`` (some frames of a stream a call) or ``offline`` (a batch of clips a call).
         engine: name of the engine; a narrower dense net carries its hidden width, and what takes samples says how.
         site: gated channels: ``none``, ``output`` or ``hidden``.
         density: nominal share of channels kept; the MACs are counted from the masks that were really used.

@@ -18,10 +18,11 @@ from dyncp_kernels.bench.masks import Masks, find_recorded, random_masks, read_b
 from dyncp_kernels.bench.measure import Check, check_offline, check_stream, measure
 from dyncp_kernels.bench.narrower import dense_config, width_of_equal_macs, width_of_equal_time
 from dyncp_kernels.bench.row import Results, Row, path_of, with_savings
-from dyncp_kernels.bench.workload import Workload, hop_workload, synthetic_workload
+from dyncp_kernels.bench.workload import Workload, hop_workload, shipped_workload, synthetic_workload
 from dyncp_kernels.engine import PRECISIONS, PackedModel
 from dyncp_kernels.evaluation.dynamism import DynamismMeter
 from dyncp_kernels.nn.config import ConvFSENetConfig
+from dyncp_kernels.nn.default_models import pruned_models
 
 __all__ = ["DENSITIES", "SUITES", "Case", "Plan", "gated_works", "run_cases", "run_suites"]
 
@@ -32,6 +33,7 @@ _CROSSOVERS = {"output": "out_crossover", "hidden": "hidden_crossover"}
 _BASELINE = "dyncp static"
 _CLIPS = ((1, 500), (16, 250))
 _STREAM_FRAMES = 500
+_CHUNKS = (2, 4, 8)
 _CALIBRATION_SHARE = 0.25
 _MANY_FRAMES = 1000
 
@@ -76,7 +78,8 @@ class Case:
         work: the workload.
         make: prepares the engine.
         dtype: of the weights.
-        offline: whole clips a call, instead of a frame.
+        offline: whole clips a call, instead of frames.
+        frames: of a call in a stream.
     """
 
     suite: str
@@ -85,6 +88,7 @@ class Case:
     make: Callable[[], Run]
     dtype: str = "float32"
     offline: bool = False
+    frames: int = 1
 
 
 def run_suites(names: Sequence[str], plan: Plan, notice: Notice = lambda text: None) -> Results:
@@ -119,15 +123,18 @@ def run_cases(cases: Sequence[Case], plan: Plan, seconds: float, notice: Notice 
     for index, case in enumerate(cases):
         notice(f"{case.suite}: preparing {case.engine} ({index + 1} of {len(cases)})")
         run = runs[str(index)] = case.make()
-        check = check_offline if case.offline else check_stream
-        checks[str(index)] = check(run, case.work, case.dtype)
+        checks[str(index)] = (
+            check_offline(run, case.work, case.dtype)
+            if case.offline
+            else check_stream(run, case.work, case.dtype, frames_per_call=case.frames)
+        )
     offline = cases[0].offline
     notice(f"{cases[0].suite}: measuring {len(cases)} engines for {seconds:.0f} s")
     # A call on many frames is long enough to hide that its data must come back into the caches.
     many = offline and cases[0].work.batch * cases[0].work.frames > _MANY_FRAMES
     calls, settle = (1, 0) if many else (3, 1) if offline else (40, 10)
-    frames = {str(i): case.work.batch * case.work.frames if offline else 1 for i, case in enumerate(cases)}
-    cycle = 1 if offline else min(case.work.frames for case in cases)
+    frames = {str(i): case.work.batch * case.work.frames if offline else case.frames for i, case in enumerate(cases)}
+    cycle = 1 if offline else min(case.work.frames // case.frames for case in cases)
     timings = measure(runs, frames, cycle=cycle, calls=calls, settle=settle, seconds=seconds, least_rounds=7)
     rows = []
     for index, case in enumerate(cases):
@@ -142,7 +149,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, seconds: float, notice: Notice 
                 dtype=case.dtype,
                 threads=plan.threads,
                 batch=case.work.batch,
-                frames=case.work.frames if offline else 1,
+                frames=case.work.frames if offline else case.frames,
                 macs_per_frame=case.work.macs_per_frame,
                 p50_us_per_frame=timing.p50,
                 p99_us_per_frame=timing.p99,
@@ -302,6 +309,30 @@ def _precision(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) ->
     rows += run_cases(cases, plan, plan.seconds / 2, notice)
 
 
+def _chunks(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
+    """Some frames of a stream a call: the static network in every engine, and the shipped gated ones on the demo clip.
+
+    Gates cannot be placed within a call, so here they are what trained networks decide.
+    """
+    torch.set_num_threads(plan.threads)
+    static = synthetic_workload(plan.config, 1, plan.stream_frames)
+    gated = [shipped_workload(name) for name in pruned_models()] if plan.config == ConvFSENetConfig() else []
+    if not gated:
+        notes.append("chunks: gated rows left out, the shipped networks are of another geometry")
+    for work in gated:
+        notes.append(
+            f"chunks: the shipped network of the {work.config.site} site keeps {work.density:.1%} on the demo clip"
+        )
+    for frames in _CHUNKS[-1:] if plan.quick else _CHUNKS:
+        cases = []
+        for engine in ENGINES.values():
+            if engine.chunks is not None and _available(engine, plan, notes):
+                for work in gated if engine.gated else [static]:
+                    make = partial(engine.chunks, work, plan.threads, frames)
+                    cases.append(Case("chunks", engine.name, work, make, frames=frames))
+        rows += run_cases(cases, plan, plan.seconds / 4, notice)
+
+
 def _full_path(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
     """Samples in, samples out, by engine and by ``StreamingEnhancer``, beside the network alone on the same frames."""
     works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
@@ -320,6 +351,7 @@ SUITES: dict[str, Callable[[Plan, list[Row], list[str], Notice], None]] = {
     "streaming": _streaming,
     "precision": _precision,
     "full_path": _full_path,
+    "chunks": _chunks,
     "offline": _offline,
 }
 """The suites by name."""

@@ -11,16 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dyncp_kernels.audio.files import read_audio
 from dyncp_kernels.audio.stft import apply_mask, istft, stft
 from dyncp_kernels.audio.stft import features as compress
 from dyncp_kernels.bench.masks import Biases, Masks, block_gates
+from dyncp_kernels.demo_clip import NOISY
+from dyncp_kernels.engine import StreamEngine
 from dyncp_kernels.nn.block import BlockGates
 from dyncp_kernels.nn.config import ConvFSENetConfig
 from dyncp_kernels.nn.conv_fsenet import ConvFSENet
+from dyncp_kernels.nn.files import load
 from dyncp_kernels.nn.inference import InferenceConvFSENet
 from dyncp_kernels.nn.macs import macs_from_gates
 
-__all__ = ["HopWorkload", "Workload", "hop_workload", "reference_mask", "synthetic_workload"]
+__all__ = ["HopWorkload", "Workload", "hop_workload", "reference_mask", "shipped_workload", "synthetic_workload"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,19 @@ def synthetic_workload(
             gate: Any = block.gate
             gate.expand.bias.copy_(values)
     return Workload(network, features, gates, density, source)
+
+
+def shipped_workload(name: str) -> Workload:
+    """A shipped network on the demo clip, with the gates that the streaming engine decides there."""
+    network = load(name).eval().fold().requires_grad_(False)
+    config = network.config
+    samples = torch.from_numpy(read_audio(NOISY, config.sample_rate))
+    spectrum = stft(samples[None], config.n_fft, config.hop)
+    features = compress(spectrum, config.compression)
+    decided = StreamEngine(network).step_with_gates(features[0].T.contiguous())[1]
+    gates = [BlockGates(*(None if site is None else site.T[None] for site in block)) for block in decided]
+    kept = torch.cat([site.float().flatten() for block in gates for site in block if site is not None])
+    return Workload(network, features, gates, float(kept.mean()), "recorded")
 
 
 @lru_cache(maxsize=16)

@@ -29,9 +29,10 @@ def demo(
     """
     from rich.console import Console
 
+    from dyncp_kernels import demo_clip
     from dyncp_kernels.audio.files import read_audio
-    from dyncp_kernels.cli.default_models import pruned_models, static_model
     from dyncp_kernels.evaluation.demonstration import demonstrate
+    from dyncp_kernels.nn.default_models import pruned_models, static_model
     from dyncp_kernels.nn.files import load
 
     console = Console(highlight=False)
@@ -42,8 +43,7 @@ def demo(
             raise ValueError(f"the networks' names must differ (got {names})")
         rate = next(iter(networks.values())).config.sample_rate
         if audio is None:
-            folder = Path(__file__).resolve().parent.parent / "demo_clip"
-            audio, clean = folder / "noisy.flac", clean or folder / "clean.flac"
+            audio, clean = demo_clip.NOISY, clean or demo_clip.CLEAN
         with console.status("reading") as status:
             result = demonstrate(
                 networks,

@@ -28,8 +28,8 @@ def enhance(
 
     from dyncp_kernels.audio.enhance_file import enhance_file
     from dyncp_kernels.audio.files import SUFFIXES, AudioFileError, find_audio
-    from dyncp_kernels.cli.default_models import pruned_models
     from dyncp_kernels.nn.calibrate import shift_for_budget
+    from dyncp_kernels.nn.default_models import pruned_models
     from dyncp_kernels.nn.files import load
 
     def fail(message: object) -> None:

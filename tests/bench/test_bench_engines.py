@@ -6,8 +6,9 @@ from dyncp_kernels._extension import extension_loaded
 from dyncp_kernels.bench.engines import ENGINES
 from dyncp_kernels.bench.masks import random_masks
 from dyncp_kernels.bench.measure import check_offline, check_stream
-from dyncp_kernels.bench.workload import hop_workload, synthetic_workload
+from dyncp_kernels.bench.workload import hop_workload, shipped_workload, synthetic_workload
 from dyncp_kernels.nn import ConvFSENetConfig, macs_per_frame
+from dyncp_kernels.nn.default_models import pruned_models
 
 needs_extension = pytest.mark.skipif(not extension_loaded(), reason="needs the native extension")
 
@@ -24,7 +25,7 @@ def workload(site="none", density=0.4, batch=1):
     return synthetic_workload(config, batch, FRAMES, masks=masks, density=density, source="random")
 
 
-def prepared(name, mode, work):
+def prepared(name, mode, work, *frames):
     engine = ENGINES[name]
     for module in engine.modules:
         pytest.importorskip(module)
@@ -35,7 +36,7 @@ def prepared(name, mode, work):
         pytest.skip(f"no {mode} form")
     threads = torch.get_num_threads()
     try:
-        return make(work, 1)
+        return make(work, 1, *frames)
     finally:
         torch.set_num_threads(threads)
 
@@ -51,6 +52,25 @@ def test_dense_engines_stream_what_the_reference_gives_again_after_a_reset(name)
     run = prepared(name, "stream", work)
     assert check_stream(run, work).max_error < 1e-5
     assert check_stream(run, work, frames=5).max_error < 1e-5
+
+
+@pytest.mark.parametrize("frames", [2, 3, 8])
+@pytest.mark.parametrize("name", [name for name in DENSE if ENGINES[name].chunks is not None])
+def test_dense_engines_stream_chunks_and_start_again_after_a_reset(name, frames):
+    # More chunks than the other engines' buffers of earlier rows have room for.
+    work = synthetic_workload(ConvFSENetConfig(channels=16, hidden=24, stacks=2), 1, 40 * frames)
+    run = prepared(name, "chunks", work, frames)
+    assert check_stream(run, work, frames_per_call=frames).max_error < 1e-5
+    assert check_stream(run, work, frames=5 * frames, frames_per_call=frames).max_error < 1e-5
+
+
+@needs_extension
+@pytest.mark.parametrize("frames", [2, 8])
+@pytest.mark.parametrize("name", pruned_models())
+def test_shipped_networks_stream_chunks_of_the_demo_clip(name, frames):
+    work = shipped_workload(name)
+    assert 0.1 < work.density < 0.5
+    assert check_stream(prepared("dyncp gated", "chunks", work, frames), work, frames_per_call=frames).max_error < 1e-5
 
 
 @pytest.mark.parametrize("name", GATED)

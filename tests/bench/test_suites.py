@@ -69,6 +69,13 @@ def test_savings_are_against_the_static_network_of_the_same_dtype(results):
     assert all(row.saving_time is None for row in results.rows if row.engine in RIVALS)
 
 
+def test_chunks_are_rows_of_several_frames_a_call(results):
+    rows = [row for row in results.rows if row.suite == "chunks"]
+    assert {row.engine for row in rows} == {"dyncp static", "ONNX Runtime", "OpenVINO"}
+    assert {row.frames for row in rows} == {8}
+    assert "chunks: gated rows left out, the shipped networks are of another geometry" in results.notes
+
+
 def test_the_full_path_stands_beside_the_network_alone(results):
     engines = [row.engine for row in results.rows if row.suite == "full_path"]
     for path in ("", ", samples", ", enhancer"):

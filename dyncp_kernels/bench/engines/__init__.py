@@ -13,10 +13,10 @@ __all__ = ["ENGINES", "Engine", "Run"]
 def _lazily(module: str, name: str) -> Any:
     """The maker of that name, imported when it is called: some engines' packages may be missing."""
 
-    def make(work: Workload, threads: int) -> Run:
+    def make(work: Workload, *settings: int) -> Run:
         import importlib
 
-        return getattr(importlib.import_module(f"{__name__}.{module}"), name)(work, threads)
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)(work, *settings)
 
     return make
 
@@ -24,8 +24,14 @@ def _lazily(module: str, name: str) -> Any:
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
-        Engine("dyncp static", _lazily("dyncp", "Stream"), _lazily("dyncp", "Offline")),
-        Engine("dyncp gated", _lazily("dyncp", "Stream"), _lazily("dyncp", "Offline"), gated=True),
+        Engine("dyncp static", _lazily("dyncp", "Stream"), _lazily("dyncp", "Offline"), _lazily("dyncp", "Chunks")),
+        Engine(
+            "dyncp gated",
+            _lazily("dyncp", "Stream"),
+            _lazily("dyncp", "Offline"),
+            _lazily("dyncp", "Chunks"),
+            gated=True,
+        ),
         Engine("PyTorch eager", _lazily("pytorch", "Stream"), _lazily("pytorch", "Offline")),
         Engine(
             "torch.compile",
@@ -37,6 +43,7 @@ ENGINES: dict[str, Engine] = {
             "ONNX Runtime",
             _lazily("onnx_runtime", "Stream"),
             _lazily("onnx_runtime", "Offline"),
+            _lazily("onnx_runtime", "Chunks"),
             modules=("onnx", "onnxruntime"),
         ),
         Engine("ONNX Runtime, histories", _lazily("onnx_runtime", "HistoryStream"), modules=("onnx", "onnxruntime")),
@@ -44,6 +51,7 @@ ENGINES: dict[str, Engine] = {
             "OpenVINO",
             _lazily("open_vino", "Stream"),
             _lazily("open_vino", "Offline"),
+            _lazily("open_vino", "Chunks"),
             modules=("onnx", "openvino"),
         ),
         Engine(

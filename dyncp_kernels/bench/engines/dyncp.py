@@ -17,13 +17,13 @@ from torch import Tensor
 
 from dyncp_kernels.audio.stream import StreamingEnhancer
 from dyncp_kernels.bench.engines.interface import Run
-from dyncp_kernels.bench.engines.tap_rings import frame_rows
+from dyncp_kernels.bench.engines.tap_rings import chunk_rows, frame_rows
 from dyncp_kernels.bench.workload import HopWorkload, Workload
 from dyncp_kernels.clip_engine import ClipEngine
 from dyncp_kernels.engine import PackedModel, StreamEngine
 from dyncp_kernels.nn.block import BlockGates
 
-__all__ = ["EnhancerStream", "HopStream", "Offline", "PlacedGates", "Stream"]
+__all__ = ["Chunks", "EnhancerStream", "HopStream", "Offline", "PlacedGates", "Stream"]
 
 Array = NDArray[np.float32]
 
@@ -100,6 +100,25 @@ class Stream(Run):
 
     def mask(self) -> Array:
         return self._out.flatten().numpy().copy()
+
+
+class Chunks(Run):
+    """Some frames of features a call; gates are what the gate networks decide."""
+
+    def __init__(self, work: Workload, threads: int, frames: int):
+        torch.set_num_threads(threads)
+        self._engine = StreamEngine(work.network)
+        self._chunks = [torch.from_numpy(rows) for rows in chunk_rows(work, frames)]
+        self._out = torch.empty_like(self._chunks[0])
+
+    def reset(self) -> None:
+        self._engine.reset()
+
+    def __call__(self, frame: int) -> None:
+        self._engine.step(self._chunks[frame], self._out)
+
+    def mask(self) -> Array:
+        return self._out.T.numpy().copy()
 
 
 class HopStream(Stream):

@@ -27,11 +27,11 @@ class Run(ABC):
 
     @abstractmethod
     def __call__(self, frame: int) -> None:
-        """Process that frame of the workload; offline, the whole workload."""
+        """Process that frame of the workload, or that chunk of frames; offline, the whole workload."""
 
     @abstractmethod
     def mask(self) -> NDArray[np.float32]:
-        """What the last call computed: (bins,) in a stream, (batch, bins, frames) offline. Untimed."""
+        """What the last call computed: (bins,) or (bins, frames) of a stream, (batch, bins, frames) offline."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Engine:
         name: unique.
         stream: prepares one frame a call, from the workload and the number of threads; None where it cannot.
         offline: prepares whole clips a call; None where it cannot.
+        chunks: prepares some frames of a stream a call, how many is the third argument; None where it cannot.
         gated: whether it takes workloads with gates.
         modules: what must be installed.
         slow_start: whether preparing it takes longer than a quick run allows.
@@ -50,6 +51,7 @@ class Engine:
     name: str
     stream: Callable[[Workload, int], Run] | None = None
     offline: Callable[[Workload, int], Run] | None = None
+    chunks: Callable[[Workload, int, int], Run] | None = None
     gated: bool = False
     modules: tuple[str, ...] = ()
     slow_start: bool = False

@@ -1,7 +1,7 @@
 import pytest
 
-from dyncp_kernels.cli.default_models import pruned_models, static_model
 from dyncp_kernels.nn import ConvFSENet, files, save
+from dyncp_kernels.nn.default_models import pruned_models, static_model
 
 
 def test_models_are_chosen_by_geometry(tmp_path, monkeypatch):
