@@ -166,20 +166,30 @@ dyncp_status dyncp_stream_set_shift(dyncp_stream* stream, float shift) {
 }
 
 dyncp_status dyncp_stream_push_frame(dyncp_stream* stream, const float* features, float* mask) {
-  if (stream == nullptr || features == nullptr || mask == nullptr) {
-    return report(DYNCP_INVALID_ARGUMENT, "dyncp_stream_push_frame: pointers must not be null");
+  return dyncp_stream_push_frames(stream, features, 1, mask);
+}
+
+dyncp_status dyncp_stream_push_frames(dyncp_stream* stream, const float* features, int64_t frames, float* masks) {
+  if (stream == nullptr || features == nullptr || masks == nullptr || frames < 0) {
+    return report(DYNCP_INVALID_ARGUMENT,
+                  "dyncp_stream_push_frames: pointers must not be null nor the number of frames negative");
   }
   return guarded(DYNCP_INVALID_ARGUMENT, [&] {
-    dyncp::step_frames(stream->model.header(), stream->state.get(), features, 1, stream->shift, mask, nullptr);
+    dyncp::step_frames(stream->model.header(), stream->state.get(), features, frames, stream->shift, masks, nullptr);
   });
 }
 
 dyncp_status dyncp_stream_push_hop(dyncp_stream* stream, const float* samples, float* enhanced) {
-  if (stream == nullptr || samples == nullptr || enhanced == nullptr) {
-    return report(DYNCP_INVALID_ARGUMENT, "dyncp_stream_push_hop: pointers must not be null");
+  return dyncp_stream_push_hops(stream, samples, 1, enhanced);
+}
+
+dyncp_status dyncp_stream_push_hops(dyncp_stream* stream, const float* samples, int64_t hops, float* enhanced) {
+  if (stream == nullptr || samples == nullptr || enhanced == nullptr || hops < 0) {
+    return report(DYNCP_INVALID_ARGUMENT,
+                  "dyncp_stream_push_hops: pointers must not be null nor the number of hops negative");
   }
   return guarded(DYNCP_INVALID_ARGUMENT, [&] {
-    dyncp::enhance_hops(stream->model.header(), stream->state.get(), samples, 1, stream->shift, enhanced, nullptr);
+    dyncp::enhance_hops(stream->model.header(), stream->state.get(), samples, hops, stream->shift, enhanced, nullptr);
   });
 }
 

@@ -70,8 +70,17 @@ DYNCP_API dyncp_status dyncp_stream_set_shift(dyncp_stream* stream, float shift)
 /* bins features (|X| + 1e-9) ^ c of one frame to bins mask values in (0, 1). */
 DYNCP_API dyncp_status dyncp_stream_push_frame(dyncp_stream* stream, const float* features, float* mask);
 
+/* The same for any number of frames, one behind the other: the same masks to the bit, but frames that come together
+ * share the weights that are read, so that each takes less time. */
+DYNCP_API dyncp_status dyncp_stream_push_frames(dyncp_stream* stream, const float* features, int64_t frames,
+                                                float* masks);
+
 /* hop samples in, hop samples out; in and out may be the same. */
 DYNCP_API dyncp_status dyncp_stream_push_hop(dyncp_stream* stream, const float* samples, float* enhanced);
+
+/* The same for any number of hops, likewise. */
+DYNCP_API dyncp_status dyncp_stream_push_hops(dyncp_stream* stream, const float* samples, int64_t hops,
+                                              float* enhanced);
 
 /* Gates of one block at the last frame, 1 for a kept channel; hidden_gates and out_gates bytes.  A null pointer skips
  * that site. */

@@ -83,9 +83,17 @@ def test_c_interface_streams_what_python_streams(core, model, tmp_path):
             assert list(map(bool, hidden)) == gates[1].hidden[t].tolist()
             assert list(map(bool, out)) == gates[1].out[t].tolist()
         assert core.dyncp_stream_reset(stream) == OK
-    samples = torch.randn(16)
-    enhanced = (ctypes.c_float * 16)()
-    assert core.dyncp_stream_push_hop(stream, (ctypes.c_float * 16)(*samples.tolist()), enhanced) == OK
+    many = ctypes.c_float * frames.numel()
+    masks = many()
+    count = ctypes.c_int64(len(frames))
+    assert core.dyncp_stream_push_frames(stream, many(*frames.flatten().tolist()), count, masks) == OK
+    assert list(masks) == wanted.flatten().tolist()
+    assert core.dyncp_stream_reset(stream) == OK
+    samples = torch.randn(5 * 16)
+    enhanced = (ctypes.c_float * 80)(*samples.tolist())
+    assert core.dyncp_stream_push_hop(stream, enhanced, enhanced) == OK
+    rest = ctypes.byref(enhanced, 16 * ctypes.sizeof(ctypes.c_float))
+    assert core.dyncp_stream_push_hops(stream, rest, ctypes.c_int64(4), rest) == OK
     engine.reset()
     assert list(enhanced) == engine.push_hop(samples).tolist()
     core.dyncp_stream_free(stream)
@@ -102,6 +110,7 @@ def test_wrong_arguments_give_a_status_and_a_message(core, model):
     assert b"cannot open /nowhere/model" in core.dyncp_last_error()
     assert core.dyncp_stream_create(None, ctypes.byref(handle)) == INVALID_ARGUMENT
     assert core.dyncp_stream_push_frame(None, None, None) == INVALID_ARGUMENT
+    assert core.dyncp_stream_push_hops(None, None, ctypes.c_int64(2), None) == INVALID_ARGUMENT
     assert core.dyncp_stream_reset(None) == INVALID_ARGUMENT
     core.dyncp_model_free(None)
     core.dyncp_stream_free(None)
