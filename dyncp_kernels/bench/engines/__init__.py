@@ -43,7 +43,7 @@ ENGINES: dict[str, Engine] = {
             "ONNX Runtime",
             _lazily("onnx_runtime", "Stream"),
             _lazily("onnx_runtime", "Offline"),
-            _lazily("onnx_runtime", "Chunks"),
+            _lazily("onnx_runtime", "chunks"),
             modules=("onnx", "onnxruntime"),
         ),
         Engine("ONNX Runtime, histories", _lazily("onnx_runtime", "HistoryStream"), modules=("onnx", "onnxruntime")),
@@ -51,7 +51,7 @@ ENGINES: dict[str, Engine] = {
             "OpenVINO",
             _lazily("open_vino", "Stream"),
             _lazily("open_vino", "Offline"),
-            _lazily("open_vino", "Chunks"),
+            _lazily("open_vino", "chunks"),
             modules=("onnx", "openvino"),
         ),
         Engine(

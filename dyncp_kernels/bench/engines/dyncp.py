@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dyncp_kernels.audio.stream import StreamingEnhancer
+from dyncp_kernels.bench.engines.chunks import chunk_rows
 from dyncp_kernels.bench.engines.interface import Run
-from dyncp_kernels.bench.engines.tap_rings import chunk_rows, frame_rows
+from dyncp_kernels.bench.engines.tap_rings import frame_rows
 from dyncp_kernels.bench.workload import HopWorkload, Workload
 from dyncp_kernels.clip_engine import ClipEngine
 from dyncp_kernels.engine import PackedModel, StreamEngine

@@ -3,18 +3,20 @@
 # ruff: noqa: D102 (the methods are described in Run)
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dyncp_kernels._optional import require
+from dyncp_kernels.bench.engines.chunks import GraphChunks
 from dyncp_kernels.bench.engines.interface import Run, flat_gates
-from dyncp_kernels.bench.engines.tap_rings import TapRings, TapWindows, chunk_rows, frame_rows, gate_rows
+from dyncp_kernels.bench.engines.tap_rings import TapRings, frame_rows, gate_rows
 from dyncp_kernels.bench.graphs import offline_graph, stream_graph, stream_graph_with_histories
 from dyncp_kernels.bench.workload import Workload
 
-__all__ = ["Chunks", "HistoryStream", "Offline", "Stream"]
+__all__ = ["HistoryStream", "Offline", "Stream", "chunks"]
 
 Array = NDArray[np.float32]
 
@@ -78,33 +80,11 @@ class Stream(Run):
         return self._mask[0].copy()
 
 
-class Chunks(Run):
+def chunks(work: Workload, threads: int, frames: int) -> Run:
     """Some frames a call, without gates."""
-
-    def __init__(self, work: Workload, threads: int, frames: int):
-        self._chunks = chunk_rows(work, frames)
-        self._input, self._mask = np.zeros_like(self._chunks[0]), np.zeros_like(self._chunks[0])
-        self._windows = TapWindows(work.config, frames)
-        session = _Session(stream_graph(work.network, frames), threads)
-        fixed = {"features": self._input, "mask": self._mask}
-        self._bindings = [session.binding({**fixed, **arrays}) for arrays in self._windows.positions]
-        self._run = session.session.run_with_iobinding
-        self.reset()
-
-    def reset(self) -> None:
-        self._windows.clear()
-        self._position = 0
-
-    def __call__(self, frame: int) -> None:
-        if self._position == len(self._bindings):
-            self._windows.start_again()
-            self._position = 0
-        np.copyto(self._input, self._chunks[frame])
-        self._run(self._bindings[self._position])
-        self._position += 1
-
-    def mask(self) -> Array:
-        return self._mask.T.copy()
+    session = _Session(stream_graph(work.network, frames), threads)
+    run = session.session.run_with_iobinding
+    return GraphChunks(work, frames, lambda arrays: partial(run, session.binding(arrays)))
 
 
 class HistoryStream(Run):

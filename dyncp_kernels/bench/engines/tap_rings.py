@@ -11,7 +11,7 @@ from dyncp_kernels.bench.engines.interface import flat_gates
 from dyncp_kernels.bench.workload import Workload
 from dyncp_kernels.nn.config import ConvFSENetConfig
 
-__all__ = ["TapRings", "TapWindows", "chunk_rows", "frame_rows", "gate_rows"]
+__all__ = ["TapRings", "frame_rows", "gate_rows"]
 
 Array = NDArray[np.float32]
 
@@ -41,46 +41,6 @@ class TapRings:
         for ring in self._rings:
             for row in ring:
                 row.fill(0)
-
-
-class TapWindows:
-    """The same for chunks of frames: rows of a buffer that is written from start to end, chunk after chunk.
-
-    Attributes:
-        positions: arrays by name, for the chunks between two calls of :meth:`start_again`.
-    """
-
-    _CHUNKS = 32
-
-    def __init__(self, config: ConvFSENetConfig, frames: int):
-        dilations = list(config.dilations) * config.stacks
-        self._reaches = [(config.kernel_size - 1) * dilation for dilation in dilations]
-        self._rows = [np.zeros((r + self._CHUNKS * frames, config.hidden), np.float32) for r in self._reaches]
-        self.positions: list[dict[str, Array]] = []
-        for start in range(0, self._CHUNKS * frames, frames):
-            arrays = {}
-            for i, (rows, dilation) in enumerate(zip(self._rows, dilations)):
-                last = config.kernel_size - 1
-                arrays[f"b{i}_u"] = rows[start + last * dilation :][:frames]
-                for k in range(last):
-                    arrays[f"b{i}_tap{k}"] = rows[start + k * dilation :][: min((last - k) * dilation, frames)]
-            self.positions.append(arrays)
-
-    def start_again(self) -> None:
-        """After the last position: what the first one reads."""
-        for rows, reach in zip(self._rows, self._reaches):
-            rows[:reach] = rows[len(rows) - reach :]
-
-    def clear(self) -> None:
-        """Zeros, as before the first frame."""
-        for rows in self._rows:
-            rows.fill(0)
-
-
-def chunk_rows(work: Workload, frames: int) -> list[Array]:
-    """The whole chunks of a workload of one clip, (frames, bins) each."""
-    rows = np.ascontiguousarray(work.features[0].T.numpy())
-    return [rows[start : start + frames] for start in range(0, len(rows) - frames + 1, frames)]
 
 
 def frame_rows(work: Workload) -> list[Array]:
