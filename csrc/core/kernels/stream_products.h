@@ -189,6 +189,11 @@ template <Precision P>
 constexpr int kFramesTogether = kVectorRegisters == 32    ? 4
                                 : P == Precision::float32 ? 3
                                                           : 2;
+// So many go together, or two.
+template <Precision P>
+constexpr int frames_together(int frames) {
+  return frames >= kFramesTogether<P> ? kFramesTogether<P> : 2;
+}
 // Rows that stay in the nearest cache while one group of frames after the other reads them; for so many frames at once,
 // the next cache does.
 template <Precision P>
@@ -220,40 +225,41 @@ DYNCP_INLINE void add_rows(Outputs tile, int unit, int begin, int end, Row row, 
       unrolled<kVectors>([&](auto v) DYNCP_INLINED { to[f * kVectors + v] += factor * w[v]; });
     });
   };
-  unrolled<kChains / kAtOnce>([&](auto pass) DYNCP_INLINED {
+  for (int pass = 0; pass < kChains; pass += kAtOnce) {
     Floats parts[kAtOnce * kSums];
-    unrolled<kAtOnce * kSums>(
-        [&](auto v) DYNCP_INLINED { parts[v] = begin == 0 ? zero<float>() : place(pass + v / kSums, v % kSums); });
+    unrolled<kAtOnce * kSums>([&](auto v) DYNCP_INLINED { parts[v] = place(pass + v / kSums, v % kSums); });
     int i = begin + pass;
     for (; i + kAtOnce <= end; i += kChains) {
       unrolled<kAtOnce>([&](auto chain) DYNCP_INLINED { add(parts + chain * kSums, i + chain); });
     }
     if (kAtOnce > 1 && i < end) add(parts, i);
     unrolled<kAtOnce * kSums>([&](auto v) DYNCP_INLINED { place(pass + v / kSums, v % kSums) = parts[v]; });
-  });
+  }
 }
 
-// results[f], from `start` on, become the sums over all rows of row(i) times values[f][index(i)], finished.
+// results[f], from `start` on, become the sums over all rows of row(i) times values[f][index(i)], finished.  The number
+// of frames is a sum of what frames_together gives.
 template <Precision P, int kChains, class Outputs, class Row, class Index>
 DYNCP_INLINE void multiply_tile_together(const PackedHeader& h, const PanelMatrix& matrix, Outputs tile, int start,
                                          int count, Row row, Index index, int frames, const float* const* values,
                                          float* const* results) {
   constexpr int kVectors = Outputs::kVectors, kMost = kFramesTogether<P>, kRows = kRowsInCache<P>;
   TileSums<kChains, kVectors> sums;
-  int begin = 0;
-  do {
+  for (auto& chain : sums.chains) {
+    for (int f = 0; f < frames; ++f) {
+      for (int v = 0; v < kVectors; ++v) chain[f][v] = zero<float>();
+    }
+  }
+  for (int begin = 0; begin < count; begin += kRows) {
     const int end = least(begin + kRows, count);
     for (int unit = 0; unit < kVectors / Outputs::kVectorsOfUnit; ++unit) {
       int f = 0;
-      for (; f + kMost <= frames; f += kMost) add_rows<P, kMost>(tile, unit, begin, end, row, index, values, f, sums);
-      if (kMost > 2 && f + 2 <= frames) {
-        add_rows<P, 2>(tile, unit, begin, end, row, index, values, f, sums);
-        f += 2;
+      for (; f + kMost <= frames; f += kMost) {
+        add_rows<P, kMost, kChains>(tile, unit, begin, end, row, index, values, f, sums);
       }
-      if (f < frames) add_rows<P, 1>(tile, unit, begin, end, row, index, values, f, sums);
+      if (kMost > 2 && f < frames) add_rows<P, 2, kChains>(tile, unit, begin, end, row, index, values, f, sums);
     }
-    begin = end;
-  } while (begin < count);
+  }
   for (int f = 0; f < frames; ++f) {
     for (int v = 0; v < kVectors; ++v) {
       Floats sum = sums.chains[0][f][v];
@@ -285,16 +291,14 @@ void multiply_panels_together(const PackedHeader& h, const PanelMatrix& matrix, 
 template <Precision P, class Use>
 DYNCP_INLINE void multiply_panels_of_frames(const PackedHeader& h, void* state, const PanelMatrix& matrix, int frames,
                                             const float* const* values, float* const* results, Use use) {
-  if (frames == 1 || kTakesDigits<P>) {
-    for (int f = 0; f < frames; ++f) {
-      multiply_panels<P>(h, state, matrix, values[f], [&](int place, Floats sum) { use(f, place, sum); });
-    }
-    return;
-  }
-  if (frames == 0) return;
-  multiply_panels_together<P>(h, matrix, frames, values, results);
-  for (int f = 0; f < frames; ++f) {
+  int together = 0;
+  while (!kTakesDigits<P> && together + 2 <= frames) together += frames_together<P>(frames - together);
+  if (together > 0) multiply_panels_together<P>(h, matrix, together, values, results);
+  for (int f = 0; f < together; ++f) {
     for (int place = 0; place < matrix.outputs; place += kWidth) use(f, place, load(results[f] + place));
+  }
+  for (int f = together; f < frames; ++f) {
+    multiply_panels<P>(h, state, matrix, values[f], [&](int place, Floats sum) { use(f, place, sum); });
   }
 }
 
@@ -396,7 +400,7 @@ DYNCP_INLINE void multiply_rows_together(const char* const* rows, int count, con
   for (int f = 0; f < kFrames; ++f) products[f] = sum_of_rows(sums[f]);
 }
 
-// What multiply_listed gives for each of at most kFramesTogether frames; a row in registers serves some of them.
+// What multiply_listed gives for each of kFramesTogether or two frames; a row in registers serves them all.
 template <Precision P>
 void multiply_listed_together(const int32_t* list, int count, const char* weights, int64_t stride, int frames,
                               const float* const* values, int length, float* const* products) {
@@ -404,16 +408,13 @@ void multiply_listed_together(const int32_t* list, int count, const char* weight
     const char* rows[kWidth];
     for (int r = 0; r < kWidth; ++r) rows[r] = weights + list[first + r] * stride;
     const int filled = least(kWidth, count - first);
-    int f = 0;
-    const auto multiply = [&](auto together) DYNCP_INLINED {
-      Floats of_frames[together];
-      multiply_rows_together<P, together>(rows, filled, values + f, length, of_frames);
-      for (int i = 0; i < together; ++i) store_listed(products[f + i], list, first, filled, of_frames[i]);
-      f += together;
-    };
-    if (kFramesTogether<P> == 4 && frames == 4) multiply(Number<4>{});
-    while (f + 2 <= frames) multiply(Number<2>{});
-    if (f < frames) multiply(Number<1>{});
+    Floats of_frames[kFramesTogether<P>];
+    if (frames == kFramesTogether<P>) {
+      multiply_rows_together<P, kFramesTogether<P>>(rows, filled, values, length, of_frames);
+    } else {
+      multiply_rows_together<P, 2>(rows, filled, values, length, of_frames);
+    }
+    for (int f = 0; f < frames; ++f) store_listed(products[f], list, first, filled, of_frames[f]);
   }
 }
 

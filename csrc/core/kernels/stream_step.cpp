@@ -209,9 +209,9 @@ struct Sharing {
 // that makes.  `bits` are those of all frames of the chunk; `room` takes the bits of the sharings.
 template <Precision P>
 int find_sharings(const Group& group, const uint16_t* const* bits, int units, uint16_t* room, Sharing* sharings) {
-  int count = 0;
-  for (int first = 0; first + 2 <= group.frames; first += kFramesTogether<P>) {
-    const int frames = least(kFramesTogether<P>, group.frames - first);
+  int count = 0, frames = 0;
+  for (int first = 0; first + 2 <= group.frames; first += frames) {
+    frames = frames_together<P>(group.frames - first);
     int kept = 0;
     for (int unit = 0; unit < units; ++unit) room[unit] = 0;
     for (int f = first; f < first + frames; ++f) {
