@@ -227,7 +227,11 @@ DYNCP_INLINE void add_rows(Outputs tile, int unit, int begin, int end, Row row, 
   };
   for (int pass = 0; pass < kChains; pass += kAtOnce) {
     Floats parts[kAtOnce * kSums];
-    unrolled<kAtOnce * kSums>([&](auto v) DYNCP_INLINED { parts[v] = place(pass + v / kSums, v % kSums); });
+    if (begin == 0) {
+      unrolled<kAtOnce * kSums>([&](auto v) DYNCP_INLINED { parts[v] = zero<float>(); });
+    } else {
+      unrolled<kAtOnce * kSums>([&](auto v) DYNCP_INLINED { parts[v] = place(pass + v / kSums, v % kSums); });
+    }
     int i = begin + pass;
     for (; i + kAtOnce <= end; i += kChains) {
       unrolled<kAtOnce>([&](auto chain) DYNCP_INLINED { add(parts + chain * kSums, i + chain); });
@@ -237,19 +241,14 @@ DYNCP_INLINE void add_rows(Outputs tile, int unit, int begin, int end, Row row, 
   }
 }
 
-// results[f], from `start` on, become the sums over all rows of row(i) times values[f][index(i)], finished.  The number
-// of frames is a sum of what frames_together gives.
+// results[f], from `start` on, become the sums over the rows, at least one, of row(i) times values[f][index(i)],
+// finished. The number of frames is a sum of what frames_together gives.
 template <Precision P, int kChains, class Outputs, class Row, class Index>
 DYNCP_INLINE void multiply_tile_together(const PackedHeader& h, const PanelMatrix& matrix, Outputs tile, int start,
                                          int count, Row row, Index index, int frames, const float* const* values,
                                          float* const* results) {
   constexpr int kVectors = Outputs::kVectors, kMost = kFramesTogether<P>, kRows = kRowsInCache<P>;
   TileSums<kChains, kVectors> sums;
-  for (auto& chain : sums.chains) {
-    for (int f = 0; f < frames; ++f) {
-      for (int v = 0; v < kVectors; ++v) chain[f][v] = zero<float>();
-    }
-  }
   for (int begin = 0; begin < count; begin += kRows) {
     const int end = least(begin + kRows, count);
     for (int unit = 0; unit < kVectors / Outputs::kVectorsOfUnit; ++unit) {
