@@ -273,10 +273,11 @@ void expand_and_project(const PackedHeader& h, const PackedBlock& b, void* state
   for (int t = 0; t < chunk.frames; ++t) {
     const FrameGates& gates = chunk.gates[t];
     if (gates.changed) list_kept(h, b, state, gates.bits);
-    const History history = find_history(h, b, state, chunk.before + t);
     if (reads_all_hidden(h, state, gates.kept)) {
+      const History history = find_history(h, b, state, chunk.before + t);
       hidden_dense(h, b, history, chunk.hidden_bits[t], chunk.sums[t], chunk.z[t]);
     } else if (listed[t] != nullptr) {
+      const History history = find_history(h, b, state, chunk.before + t);
       hidden_listed<P>(h, b, history, listed[t], chunk.hidden_bits[t], chunk.sums[t], chunk.z[t]);
     } else {
       expand_alone<P>(h, b, state, chunk, t);
