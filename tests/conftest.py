@@ -26,6 +26,22 @@ def assert_close():
 
 
 @pytest.fixture
+def with_threads():
+    """with_threads(counts, compute): what compute() gives with each of these numbers of threads, a list."""
+    before = torch.get_num_threads()
+
+    def results(counts, compute):
+        given = []
+        for threads in counts:
+            torch.set_num_threads(threads)
+            given.append(compute())
+        return given
+
+    yield results
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def needs_extension():
     if not _extension.extension_loaded():
         pytest.skip("the native extension is not built")

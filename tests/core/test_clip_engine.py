@@ -50,18 +50,11 @@ def test_gives_the_bits_of_the_folded_network(name, shape, each_instruction_set)
 
 @pytest.mark.parametrize("name", ["both", "centred"])
 @torch.no_grad()
-def test_does_not_depend_on_the_number_of_threads(name, each_instruction_set):
+def test_does_not_depend_on_the_number_of_threads(name, each_instruction_set, with_threads):
     # With one or two threads, the blocks of two clips overwrite their input; with three they do not.
     engine = ClipEngine(network(**NETWORKS[name]))
     features = torch.rand(2, 257, 150)
-    before = torch.get_num_threads()
-    masks = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            masks.append(engine(features))
-    finally:
-        torch.set_num_threads(before)
+    masks = with_threads((1, 2, 3), lambda: engine(features))
     assert torch.equal(masks[0], masks[1])
     assert torch.equal(masks[0], masks[2])
 

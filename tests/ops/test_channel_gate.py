@@ -77,17 +77,11 @@ def test_decides_as_the_trainable_gate_does(kind, per):
     assert torch.equal(decided[sure], (scores + 0.1 > 0)[sure])
 
 
-def test_the_result_does_not_depend_on_the_number_of_threads(each_instruction_set):
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_the_result_does_not_depend_on_the_number_of_threads(each_instruction_set, with_threads, kind):
     arguments = tensors(5, 128, 13, 256, 777)
-    before = torch.get_num_threads()
-    try:
-        for kind in POOLINGS:
-            torch.set_num_threads(1)
-            expected = ops.channel_gate(*arguments, pooling=kind)
-            torch.set_num_threads(3)
-            assert torch.equal(ops.channel_gate(*arguments, pooling=kind), expected)
-    finally:
-        torch.set_num_threads(before)
+    expected, result = with_threads((1, 3), lambda: ops.channel_gate(*arguments, pooling=kind))
+    assert torch.equal(result, expected)
 
 
 def test_a_score_of_exactly_zero_is_pruned(each_instruction_set):

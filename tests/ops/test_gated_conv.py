@@ -184,7 +184,7 @@ def test_a_gate_expanded_over_time_equals_a_constant_gate(make_block):
 @pytest.mark.parametrize("site", ["none", "hidden", "output", "both"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_result_does_not_depend_on_the_number_of_threads(
-    make_block, each_instruction_set, causal, site, strategy, offline_strategy
+    make_block, each_instruction_set, causal, site, strategy, offline_strategy, with_threads
 ):
     # A look-ahead and a past of more than one tile; channels of all densities, some of them pruned throughout.
     block = make_block(3, 32, 50, 500, taps=5, site=site, causal=causal, dilation=21)
@@ -194,15 +194,8 @@ def test_the_result_does_not_depend_on_the_number_of_threads(
             density = torch.linspace(-0.2, 1.2, gate.shape[1])[None, :, None]
             gate.copy_(torch.rand(gate.shape, generator=torch.Generator().manual_seed(1)) < density)
     block.poison()
-    before = torch.get_num_threads()
-    results = []
-    try:
-        with offline_strategy(strategy):
-            for threads in (1, 2, 3, 5):
-                torch.set_num_threads(threads)
-                results.append(run(block))
-    finally:
-        torch.set_num_threads(before)
+    with offline_strategy(strategy):
+        results = with_threads((1, 2, 3, 5), lambda: run(block))
     assert torch.isfinite(results[0]).all()
     assert all(torch.equal(result, results[0]) for result in results)
 

@@ -113,16 +113,11 @@ def test_a_nan_weight_of_a_channel_open_at_few_frames_reaches_these_frames_only(
     assert frames == [70, 131]
 
 
-def test_long_clips_of_several_items_do_not_depend_on_the_number_of_threads(make_block, each_instruction_set):
+def test_long_clips_of_several_items_do_not_depend_on_the_number_of_threads(
+    make_block, each_instruction_set, with_threads
+):
     block = paper_block(make_block, "both", batch=2, frames=1100)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(ops.gated_conv(*block.args, **block.options))
-    finally:
-        torch.set_num_threads(before)
+    results = with_threads((1, 2, 5), lambda: ops.gated_conv(*block.args, **block.options))
     assert all(torch.equal(result, results[0]) for result in results)
 
 

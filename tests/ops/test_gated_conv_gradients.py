@@ -121,17 +121,10 @@ def test_only_wanted_gradients_are_computed(make_block):
 
 
 @pytest.mark.parametrize("case", ["bool gates", "float gates", "centred"])
-def test_gradients_do_not_depend_on_the_number_of_threads(make_block, case):
+def test_gradients_do_not_depend_on_the_number_of_threads(make_block, case, with_threads):
     block = make_block(3, 48, 64, 300, **GATED[case])
     grad = torch.randn(3, 48, 300)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(torch.ops.dyncp.gated_conv_backward(grad, *block.args, **block.options))
-    finally:
-        torch.set_num_threads(before)
+    results = with_threads((1, 2, 3), lambda: torch.ops.dyncp.gated_conv_backward(grad, *block.args, **block.options))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 

@@ -61,16 +61,10 @@ def test_non_contiguous_tensors_give_the_same():
     assert torch.equal(ops.pointwise(x, w, b, "relu"), expected)
 
 
-def test_the_result_does_not_depend_on_the_number_of_threads(each_instruction_set):
+def test_the_result_does_not_depend_on_the_number_of_threads(each_instruction_set, with_threads):
     x, w, b = tensors(3, 100, 257, 500)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        expected = ops.pointwise(x, w, b, "sigmoid")
-        torch.set_num_threads(3)
-        assert torch.equal(ops.pointwise(x, w, b, "sigmoid"), expected)
-    finally:
-        torch.set_num_threads(before)
+    expected, result = with_threads((1, 3), lambda: ops.pointwise(x, w, b, "sigmoid"))
+    assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
