@@ -55,7 +55,7 @@ int main(int count, char** arguments) {
       reinterpret_cast<float*>(weights)[reinterpret_cast<const int64_t*>(index)[i]] =
           reinterpret_cast<const float*>(biases)[t * gates + i];
     }
-    dyncp::step_frames(model, state, reinterpret_cast<const float*>(features) + t * bins, 1, 0.0f,
+    dyncp::step_frames(model, dyncp::one_stream({state, 0.0f}), reinterpret_cast<const float*>(features) + t * bins, 1,
                        masks.data() + t * bins, nullptr);
   }
   std::ofstream(folder + "masks", std::ios::binary)

@@ -1,4 +1,7 @@
-"""The streaming engine: the whole network, or samples in to samples out, in one call per frame or chunk of frames."""
+"""The streaming engine: the whole network, or samples in to samples out, in one call for a frame or for many of them.
+
+Frames that come in one call share the weights that are read, be they of one stream or of several.
+"""
 
 from __future__ import annotations
 
@@ -136,11 +139,15 @@ class PackedModel:
 
 
 class StreamEngine:
-    """One stream through a packed model: features to masks, or samples to enhanced samples, with no allocation inside.
+    """Streams through a packed model: features to masks, or samples to enhanced samples, with no allocation inside.
 
     The same numbers as ``InferenceConvFSENet.forward`` to about 1e-6 in float32. Engines may share a model across
     threads; one engine must not be used from two threads at a time, nor mix :meth:`step` and :meth:`push_hop` within a
     stream.
+
+    Frames of one call, one behind the other or of several streams, give the same masks as each of them alone, to the
+    bit, in less time: up to eight share the weights that are read. There a row of weights is not read when none of the
+    frames that share it keeps its channel. Many streams are also shared among torch's threads.
 
     Args:
         model: a network in either form, or a :class:`PackedModel` to share.
@@ -150,12 +157,15 @@ class StreamEngine:
         hidden_crossover, out_crossover: density of kept channels above which the weights of a site are read whole and
             pruned results dropped, rather than only kept rows read; None for the values measured on this machine. The
             second one has no effect where hidden channels are gated, too.
+        streams: number of streams S that go in step, each with a signal and a state of its own; then everything that
+            goes in and comes out has S in front. None for one stream, without that dimension.
 
     Attributes:
         shift: may be changed between calls.
+        streams: as given.
 
     Raises:
-        ValueError: as :class:`PackedModel` and :func:`dyncp_kernels.nn.shift_for_budget` say.
+        ValueError: ``streams`` is below 1; as :class:`PackedModel` and :func:`dyncp_kernels.nn.shift_for_budget` say.
         RuntimeError: the native extension is missing.
     """
 
@@ -168,15 +178,20 @@ class StreamEngine:
         shift: float = 0.0,
         hidden_crossover: float | None = None,
         out_crossover: float | None = None,
+        streams: int | None = None,
     ):
+        if streams is not None and streams < 1:
+            raise ValueError(f"StreamEngine: streams must be at least 1 (got {streams})")
         self.model = model if isinstance(model, PackedModel) else PackedModel(model, precision)
         self.config = self.model.config
         self.shift = shift if budget is None else shift_for_budget(self.model.calibration, budget)
+        self.streams = streams
         self._packed = self.model.tensor
         self._state: Tensor = torch.ops.dyncp.stream_state(
             self._packed,
             -1.0 if hidden_crossover is None else hidden_crossover,
             -1.0 if out_crossover is None else out_crossover,
+            streams,
         )
         self._out_gates = self.config.channels * self.config.gates_output_channels
         self._hidden_gates = self.config.hidden * self.config.gates_hidden_channels
@@ -188,7 +203,7 @@ class StreamEngine:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Instruction set, precision, sizes in bytes, frames so far and the crossovers in use."""
+        """Instruction set, precision, sizes in bytes, number of streams, frames of each so far, crossovers in use."""
         return json.loads(torch.ops.dyncp.stream_info(self._packed, self._state))
 
     def reset(self) -> None:
@@ -196,14 +211,10 @@ class StreamEngine:
         torch.ops.dyncp.stream_reset_(self._packed, self._state)
 
     def step(self, features: Tensor, out: Tensor | None = None) -> Tensor:
-        """Masks in (0, 1) for one frame (bins,) or a chunk of frames (T, bins) of features, float32, same shape.
-
-        A chunk gives the same masks as its frames one by one, to the bit, in less time: up to eight frames share the
-        weights that are read. There a row of weights is not read when none of the frames that share it keeps its
-        channel.
+        """Masks in (0, 1) for a frame (bins,) or a chunk of frames (T, bins) of features, float32, same shape.
 
         Args:
-            features: compressed magnitudes, contiguous, on the CPU.
+            features: compressed magnitudes, contiguous, on the CPU; (S, bins) or (S, T, bins) with S streams.
             out: where to write the masks; saves the one allocation.
 
         Raises:
@@ -222,16 +233,18 @@ class StreamEngine:
     def step_with_gates(self, features: Tensor) -> tuple[Tensor, list[BlockGates]]:
         """As :meth:`step` for (T, bins), with the boolean gates of each block: (T, hidden) and (T, channels) or None.
 
+        With S streams for (S, T, bins), with gates (S, T, hidden) and (S, T, channels).
+
         Raises:
             RuntimeError: wrong shape, dtype or device.
         """
         mask = torch.empty_like(features)
-        gates = self._empty_gates(features.shape[0])
+        gates = self._empty_gates(features.shape[-2])
         torch.ops.dyncp.stream_step_out(self._packed, self._state, features, self.shift, mask, gates)
         return mask, self._split(gates)
 
     def push_hop(self, samples: Tensor | np.ndarray, out: Tensor | None = None) -> Any:
-        """Enhance one hop, or any whole number of hops, of samples (n * hop,) at the model's rate.
+        """Enhance one hop, or any whole number of hops, of samples (n * hop,) or (S, n * hop) at the model's rate.
 
         Args:
             samples: float32, full scale 1.0, contiguous; torch on the CPU, or numpy.
@@ -256,7 +269,7 @@ class StreamEngine:
         return out
 
     def push_finite_hops(self, samples: Tensor | np.ndarray) -> Any:
-        """As :meth:`push_hop` for (n * hop,) or (1, n * hop) samples that nobody has checked yet.
+        """As :meth:`push_hop` for samples that nobody has checked yet; with ``streams=1`` they may be (n * hop,), too.
 
         Returns:
             As many samples of the same kind and shape; None, with nothing done, when the samples are not finite float32
@@ -279,20 +292,21 @@ class StreamEngine:
             RuntimeError: as :meth:`push_hop` says.
         """
         enhanced = torch.empty_like(samples)
-        gates = self._empty_gates(samples.shape[0] // self.config.hop)
+        gates = self._empty_gates(samples.shape[-1] // self.config.hop)
         torch.ops.dyncp.stream_enhance_out(self._packed, self._state, samples, self.shift, enhanced, gates)
         return enhanced, self._split(gates)
 
     def _empty_gates(self, frames: int) -> Tensor:
-        return torch.empty(frames, self.config.blocks, self._out_gates + self._hidden_gates, dtype=torch.bool)
+        shape = (frames, self.config.blocks, self._out_gates + self._hidden_gates)
+        return torch.empty(shape if self.streams is None else (self.streams, *shape), dtype=torch.bool)
 
     def _split(self, gates: Tensor) -> list[BlockGates]:
         return [
             BlockGates(
-                hidden=block[:, self._out_gates :] if self._hidden_gates else None,
-                out=block[:, : self._out_gates] if self._out_gates else None,
+                hidden=block[..., self._out_gates :] if self._hidden_gates else None,
+                out=block[..., : self._out_gates] if self._out_gates else None,
             )
-            for block in gates.unbind(1)
+            for block in gates.unbind(-2)
         ]
 
 
@@ -301,8 +315,11 @@ def _register_fakes() -> None:
         # The size follows from the content, which a fake tensor does not have.
         return folded.new_empty(torch.library.get_ctx().new_dynamic_size())
 
-    def state(packed: Tensor, hidden_crossover: float = -1.0, out_crossover: float = -1.0) -> Tensor:
-        return packed.new_empty(torch.library.get_ctx().new_dynamic_size())
+    def state(
+        packed: Tensor, hidden_crossover: float = -1.0, out_crossover: float = -1.0, streams: int | None = None
+    ) -> Tensor:
+        size = torch.library.get_ctx().new_dynamic_size()
+        return packed.new_empty(size if streams is None else (streams, size))
 
     def same_as_third(packed: Tensor, state: Tensor, values: Tensor, shift: float = 0.0) -> Tensor:
         return torch.empty_like(values)

@@ -66,7 +66,44 @@ struct dyncp_stream {
   Memory state;
   std::vector<uint8_t> gates;
   float shift = 0.0f;
+  bool is_in_call = false;
 };
+
+namespace {
+
+// Whether these are different streams of one model.
+bool fit_together(dyncp_stream* const* streams, int64_t count) {
+  int64_t seen = 0;
+  for (; seen < count; ++seen) {
+    dyncp_stream* stream = streams[seen];
+    if (stream == nullptr || stream->is_in_call || stream->model.packed != streams[0]->model.packed) break;
+    stream->is_in_call = true;
+  }
+  for (int64_t i = 0; i < seen; ++i) streams[i]->is_in_call = false;
+  return seen == count;
+}
+
+using Steps = void (*)(const dyncp::PackedHeader&, const dyncp::Streams&, const float*, int64_t, float*, uint8_t*);
+
+dyncp_status push(Steps steps, const char* name, dyncp_stream* const* streams, int64_t count, const float* values,
+                  int64_t frames, float* results) {
+  return guarded(DYNCP_INVALID_ARGUMENT, [&] {
+    const auto check = [&](bool holds, const char* text) {
+      if (!holds) throw std::invalid_argument(std::string(name) + ": " + text);
+    };
+    check(streams != nullptr && values != nullptr && results != nullptr, "pointers must not be null");
+    check(count >= 0 && frames >= 0, "numbers must not be negative");
+    check(fit_together(streams, count), "streams must be different ones of one model, none of them null");
+    if (count == 0) return;
+    const auto get = [](const void* source, int64_t i) {
+      const dyncp_stream* stream = static_cast<dyncp_stream* const*>(source)[i];
+      return dyncp::Stream{stream->state.get(), stream->shift};
+    };
+    steps(streams[0]->model.header(), {0, count, streams, get}, values, frames, results, nullptr);
+  });
+}
+
+}  // namespace
 
 const char* dyncp_last_error(void) { return last_error; }
 
@@ -166,31 +203,29 @@ dyncp_status dyncp_stream_set_shift(dyncp_stream* stream, float shift) {
 }
 
 dyncp_status dyncp_stream_push_frame(dyncp_stream* stream, const float* features, float* mask) {
-  return dyncp_stream_push_frames(stream, features, 1, mask);
+  return push(dyncp::step_frames, "dyncp_stream_push_frame", &stream, 1, features, 1, mask);
 }
 
 dyncp_status dyncp_stream_push_frames(dyncp_stream* stream, const float* features, int64_t frames, float* masks) {
-  if (stream == nullptr || features == nullptr || masks == nullptr || frames < 0) {
-    return report(DYNCP_INVALID_ARGUMENT,
-                  "dyncp_stream_push_frames: pointers must not be null nor the number of frames negative");
-  }
-  return guarded(DYNCP_INVALID_ARGUMENT, [&] {
-    dyncp::step_frames(stream->model.header(), stream->state.get(), features, frames, stream->shift, masks, nullptr);
-  });
+  return push(dyncp::step_frames, "dyncp_stream_push_frames", &stream, 1, features, frames, masks);
+}
+
+dyncp_status dyncp_streams_push_frames(dyncp_stream* const* streams, int64_t count, const float* features,
+                                       int64_t frames, float* masks) {
+  return push(dyncp::step_frames, "dyncp_streams_push_frames", streams, count, features, frames, masks);
 }
 
 dyncp_status dyncp_stream_push_hop(dyncp_stream* stream, const float* samples, float* enhanced) {
-  return dyncp_stream_push_hops(stream, samples, 1, enhanced);
+  return push(dyncp::enhance_hops, "dyncp_stream_push_hop", &stream, 1, samples, 1, enhanced);
 }
 
 dyncp_status dyncp_stream_push_hops(dyncp_stream* stream, const float* samples, int64_t hops, float* enhanced) {
-  if (stream == nullptr || samples == nullptr || enhanced == nullptr || hops < 0) {
-    return report(DYNCP_INVALID_ARGUMENT,
-                  "dyncp_stream_push_hops: pointers must not be null nor the number of hops negative");
-  }
-  return guarded(DYNCP_INVALID_ARGUMENT, [&] {
-    dyncp::enhance_hops(stream->model.header(), stream->state.get(), samples, hops, stream->shift, enhanced, nullptr);
-  });
+  return push(dyncp::enhance_hops, "dyncp_stream_push_hops", &stream, 1, samples, hops, enhanced);
+}
+
+dyncp_status dyncp_streams_push_hops(dyncp_stream* const* streams, int64_t count, const float* samples, int64_t hops,
+                                     float* enhanced) {
+  return push(dyncp::enhance_hops, "dyncp_streams_push_hops", streams, count, samples, hops, enhanced);
 }
 
 dyncp_status dyncp_stream_gates(const dyncp_stream* stream, int32_t block, uint8_t* hidden, uint8_t* out) {

@@ -9,9 +9,10 @@
  *   dyncp_model_free(model);
  *
  * A model is only read and may serve any number of streams in any number of threads; it may be freed before its
- * streams.  A stream may be used by one thread at a time.  Nothing is allocated while frames are pushed, no exception
- * leaves the library.  Functions that can fail return DYNCP_OK or an error; dyncp_last_error() then says what was
- * wrong. */
+ * streams.  A stream may be used by one thread at a time.  Frames that come in one call, of one stream or of many,
+ * share the weights that are read, so that each takes less time.  Nothing is allocated while frames are pushed, no
+ * exception leaves the library.  Functions that can fail return DYNCP_OK or an error; dyncp_last_error() then says what
+ * was wrong. */
 #ifndef DYNCP_H_
 #define DYNCP_H_
 
@@ -70,10 +71,14 @@ DYNCP_API dyncp_status dyncp_stream_set_shift(dyncp_stream* stream, float shift)
 /* bins features (|X| + 1e-9) ^ c of one frame to bins mask values in (0, 1). */
 DYNCP_API dyncp_status dyncp_stream_push_frame(dyncp_stream* stream, const float* features, float* mask);
 
-/* The same for any number of frames, one behind the other: the same masks to the bit, but frames that come together
- * share the weights that are read, so that each takes less time. */
+/* The same for any number of frames, one behind the other: the same masks to the bit. */
 DYNCP_API dyncp_status dyncp_stream_push_frames(dyncp_stream* stream, const float* features, int64_t frames,
                                                 float* masks);
+
+/* The same for `count` different streams of one model, each with `frames` frames: features (count, frames, bins) to
+ * masks of that shape.  Masks, gates and shifts are to the bit those of every stream alone. */
+DYNCP_API dyncp_status dyncp_streams_push_frames(dyncp_stream* const* streams, int64_t count, const float* features,
+                                                 int64_t frames, float* masks);
 
 /* hop samples in, hop samples out; in and out may be the same. */
 DYNCP_API dyncp_status dyncp_stream_push_hop(dyncp_stream* stream, const float* samples, float* enhanced);
@@ -81,6 +86,10 @@ DYNCP_API dyncp_status dyncp_stream_push_hop(dyncp_stream* stream, const float* 
 /* The same for any number of hops, likewise. */
 DYNCP_API dyncp_status dyncp_stream_push_hops(dyncp_stream* stream, const float* samples, int64_t hops,
                                               float* enhanced);
+
+/* The same for `count` different streams of one model: samples (count, hops * hop) to as many. */
+DYNCP_API dyncp_status dyncp_streams_push_hops(dyncp_stream* const* streams, int64_t count, const float* samples,
+                                               int64_t hops, float* enhanced);
 
 /* Gates of one block at the last frame, 1 for a kept channel; hidden_gates and out_gates bytes.  A null pointer skips
  * that site. */

@@ -80,7 +80,7 @@ class Rehearsal {
         for (int frame = -1; frame < kFrames; ++frame) {
           if (frame < 1) draw(hidden_site, density);
           const auto start = std::chrono::steady_clock::now();
-          step_frames(*header_, state_.get(), features_.data(), 1, 0.0f, mask_.data(), nullptr);
+          step_frames(*header_, one_stream({state_.get(), 0.0f}), features_.data(), 1, mask_.data(), nullptr);
           const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
           if (frame >= 0) times[reads_all].push_back(spent.count());
         }

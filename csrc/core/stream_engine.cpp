@@ -14,6 +14,28 @@ constexpr char kMagic[8] = {'D', 'Y', 'N', 'C', 'P', 'S', '0', '1'};
 
 void fail(const std::string& text) { throw std::invalid_argument(text); }
 
+// Calls use(index of the first one, frames, how many) for all frames of all streams, stream after stream, in chunks
+// that go through the network together; use() fills in features and masks.
+template <class Use>
+void for_chunks(const PackedHeader& model, const Streams& streams, int64_t frames, uint8_t* gates, Use use) {
+  const int64_t gates_of_frame = int64_t{model.geometry.blocks} * model.gates;
+  StreamFrame chunk[kTileFrames];
+  int64_t index = 0;
+  int count = 0;
+  for (int64_t i = 0; i < streams.count; ++i) {
+    const Stream stream = streams.get(streams.source, streams.first + i);
+    for (int64_t t = 0; t < frames; ++t, ++index) {
+      chunk[count++] = {stream.state, nullptr, nullptr, gates == nullptr ? nullptr : gates + index * gates_of_frame,
+                        stream.shift};
+      if (count == kTileFrames) {
+        use(index + 1 - count, chunk, count);
+        count = 0;
+      }
+    }
+  }
+  if (count > 0) use(index - count, chunk, count);
+}
+
 }  // namespace
 
 void initialise_state(const PackedHeader& model, Crossover crossover, void* state) {
@@ -49,33 +71,40 @@ void read_gates(const PackedHeader& model, const void* state, uint8_t* gates) {
   }
 }
 
-void step_frames(const PackedHeader& model, void* state, const float* features, int64_t frames, float shift,
-                 float* masks, uint8_t* gates) {
+void step_frames(const PackedHeader& model, const Streams& streams, const float* features, int64_t frames, float* masks,
+                 uint8_t* gates) {
   const StreamKernels& kernels = active_stream_kernels();
   const Geometry& g = model.geometry;
-  for (int64_t t = 0; t < frames; t += kTileFrames) {
-    const int count = static_cast<int>(std::min<int64_t>(kTileFrames, frames - t));
-    kernels.step(model, state, features + t * g.bins, count, g.bins, shift, masks + t * g.bins,
-                 gates == nullptr ? nullptr : gates + t * g.blocks * model.gates);
-  }
+  for_chunks(model, streams, frames, gates, [&](int64_t first, StreamFrame* chunk, int count) {
+    for (int i = 0; i < count; ++i) {
+      chunk[i].features = features + (first + i) * g.bins;
+      chunk[i].mask = masks + (first + i) * g.bins;
+    }
+    kernels.step(model, chunk, count);
+  });
 }
 
-void enhance_hops(const PackedHeader& model, void* state, const float* samples, int64_t hops, float shift,
+void enhance_hops(const PackedHeader& model, const Streams& streams, const float* samples, int64_t hops,
                   float* enhanced, uint8_t* gates) {
   const StreamKernels& kernels = active_stream_kernels();
   const Geometry& g = model.geometry;
   if (!model.has_transform) {
     fail("n_fft must be a power of two of at least 8 for samples (got " + std::to_string(g.n_fft) + ")");
   }
-  const float* features = at<float>(state, model.features);
-  float* masks = at<float>(state, model.mask);
-  for (int64_t t = 0; t < hops; t += kTileFrames) {
-    const int count = static_cast<int>(std::min<int64_t>(kTileFrames, hops - t));
-    for (int i = 0; i < count; ++i) kernels.analyse(model, state, i, samples + (t + i) * g.hop);
-    kernels.step(model, state, features, count, model.bins_padded, shift, masks,
-                 gates == nullptr ? nullptr : gates + t * g.blocks * model.gates);
-    for (int i = 0; i < count; ++i) kernels.synthesise(model, state, i, enhanced + (t + i) * g.hop);
-  }
+  for_chunks(model, streams, hops, gates, [&](int64_t first, StreamFrame* chunk, int count) {
+    int places[kTileFrames];  // of frames among those of their stream
+    for (int i = 0; i < count; ++i) {
+      void* state = chunk[i].state;
+      places[i] = i > 0 && chunk[i - 1].state == state ? places[i - 1] + 1 : 0;
+      kernels.analyse(model, state, places[i], samples + (first + i) * g.hop);
+      chunk[i].features = at<float>(state, model.features) + int64_t{places[i]} * model.bins_padded;
+      chunk[i].mask = at<float>(state, model.mask) + int64_t{places[i]} * model.bins_padded;
+    }
+    kernels.step(model, chunk, count);
+    for (int i = 0; i < count; ++i) {
+      kernels.synthesise(model, chunk[i].state, places[i], enhanced + (first + i) * g.hop);
+    }
+  });
 }
 
 }  // namespace dyncp

@@ -19,14 +19,33 @@ void reset_state(const PackedHeader& model, void* state);
 // Throws std::invalid_argument unless the buffer is a state of this model.
 void check_state(const PackedHeader& model, const void* state, int64_t bytes);
 
-// `frames` frames of features (frames, bins) to masks (frames, bins).  `gates`, if given, gets (frames, blocks, gates)
-// bytes of 0 or 1, in a block the output gates first.
-void step_frames(const PackedHeader& model, void* state, const float* features, int64_t frames, float shift,
-                 float* masks, uint8_t* gates);
+// A stream in a call.
+struct Stream {
+  void* state;
+  float shift;  // added to its gate scores
+};
 
-// `hops` hops of samples to as many, delayed by n_fft - hop samples.  Throws std::invalid_argument when the model's
-// n_fft has no transform here (it must be a power of two of at least 8).
-void enhance_hops(const PackedHeader& model, void* state, const float* samples, int64_t hops, float shift,
+// The streams of a call, all different: get(source, i) is number i, from `first` on.
+struct Streams {
+  int64_t first, count;
+  const void* source;
+  Stream (*get)(const void* source, int64_t index);
+};
+
+// For the length of a call.
+inline Streams one_stream(const Stream& stream) {
+  return {0, 1, &stream, [](const void* source, int64_t) { return *static_cast<const Stream*>(source); }};
+}
+
+// `frames` frames of features of every stream (streams, frames, bins) to masks of that shape.  `gates`, if given, gets
+// (streams, frames, blocks, gates) bytes of 0 or 1, in a block the output gates first.  What a stream gets does not
+// depend on the others.
+void step_frames(const PackedHeader& model, const Streams& streams, const float* features, int64_t frames, float* masks,
+                 uint8_t* gates);
+
+// `hops` hops of samples of every stream (streams, hops * hop) to as many, delayed by n_fft - hop samples.  Throws
+// std::invalid_argument when the model's n_fft has no transform here (it must be a power of two of at least 8).
+void enhance_hops(const PackedHeader& model, const Streams& streams, const float* samples, int64_t hops,
                   float* enhanced, uint8_t* gates);
 
 // The gates of the last frame, (blocks, gates) bytes.

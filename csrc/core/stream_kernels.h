@@ -20,11 +20,19 @@ inline void unpack_gates(const PackedHeader& model, const PackedBlock& block, co
   for (int i = 0; i < g.hidden; ++i) gates[outputs + order[i]] = is_open(first_hidden + i);
 }
 
+// A frame of a stream on its way through the network.
+struct StreamFrame {
+  void* state;
+  const float* features;  // (bins)
+  float* mask;            // (bins)
+  uint8_t* gates;         // (blocks, gates), or null
+  float shift;
+};
+
 struct StreamKernels {
-  // At most kTileFrames frames of features to masks, each `stride` floats apart; the last frame's gates stay in the
-  // state as bits, those of all go to `gates` (frames, blocks, gates) if it is given.
-  void (*step)(const PackedHeader& model, void* state, const float* features, int frames, int64_t stride, float shift,
-               float* masks, uint8_t* gates);
+  // At most kTileFrames frames, those of one stream side by side in their order.  A stream's last gates stay in its
+  // state as bits.
+  void (*step)(const PackedHeader& model, const StreamFrame* frames, int count);
   // One hop of samples to the spectrum and the features of one place, below kTileFrames, in the state.
   void (*analyse)(const PackedHeader& model, void* state, int place, const float* samples);
   // The spectrum of that place, scaled by its mask in the state, to one hop of samples.

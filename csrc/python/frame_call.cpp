@@ -12,8 +12,14 @@
 
 namespace {
 
+// As in csrc/torch/stream_batch.h, without torch's headers.
+struct Shape {
+  const int64_t* sizes;
+  int64_t dims;
+};
+
 // One of the functions of csrc/torch/stream_calls.cpp.
-using Function = int (*)(const void* packed, void* state, const float* values, const int64_t* shape, int32_t dims,
+using Function = int (*)(const void* packed, void* state, Shape state_shape, const float* values, Shape shape,
                          double shift, float* out);
 
 struct Torch {
@@ -36,8 +42,10 @@ bool view(PyObject* object, DLTensor& tensor) {
 
 void* data_of(const DLTensor& tensor) { return static_cast<char*>(tensor.data) + tensor.byte_offset; }
 
-bool is_contiguous_float32(const DLTensor& tensor) {
-  if (tensor.dtype.code != kDLFloat || tensor.dtype.bits != 32 || tensor.dtype.lanes != 1) return false;
+Shape shape_of(const DLTensor& tensor) { return {tensor.shape, tensor.ndim}; }
+
+bool is_contiguous(const DLTensor& tensor, DLDataTypeCode code, int bits) {
+  if (tensor.dtype.code != code || tensor.dtype.bits != bits || tensor.dtype.lanes != 1) return false;
   int64_t stride = 1;
   for (int32_t dim = tensor.ndim; dim-- > 0; stride *= tensor.shape[dim]) {
     if (tensor.strides != nullptr && tensor.shape[dim] != 1 && tensor.strides[dim] != stride) return false;
@@ -56,8 +64,8 @@ PyObject* call(PyObject* address, PyObject* const* arguments, Py_ssize_t count) 
     return nullptr;
   }
   DLTensor packed, state, values, masks;
-  if (!view(arguments[0], packed) || !view(arguments[1], state) || !view(arguments[2], values) ||
-      !is_contiguous_float32(values)) {
+  if (!view(arguments[0], packed) || !view(arguments[1], state) || !is_contiguous(state, kDLUInt, 8) ||
+      !view(arguments[2], values) || !is_contiguous(values, kDLFloat, 32)) {
     Py_RETURN_NONE;
   }
   const double shift = PyFloat_AsDouble(arguments[4]);
@@ -72,12 +80,12 @@ PyObject* call(PyObject* address, PyObject* const* arguments, Py_ssize_t count) 
   } else {
     Py_INCREF(out);
   }
-  bool done = view(out, masks) && is_contiguous_float32(masks) && same_shape(masks, values);
+  bool done = view(out, masks) && is_contiguous(masks, kDLFloat, 32) && same_shape(masks, values);
   if (done) {
     const auto function = reinterpret_cast<Function>(PyLong_AsVoidPtr(address));
     PyThreadState* thread = PyEval_SaveThread();
-    done = function(data_of(packed), data_of(state), static_cast<const float*>(data_of(values)), values.shape,
-                    values.ndim, shift, static_cast<float*>(data_of(masks))) != 0;
+    done = function(data_of(packed), data_of(state), shape_of(state), static_cast<const float*>(data_of(values)),
+                    shape_of(values), shift, static_cast<float*>(data_of(masks))) != 0;
     PyEval_RestoreThread(thread);
   }
   if (done) return out;

@@ -1,23 +1,26 @@
 // Frames or hops as plain functions, which csrc/python/frame_call.cpp calls with the memory of tensors.
 //
-// `packed` and `state` are a model and a stream's state of an engine; `shape` is that of `values` and of the output.
-// All return 1, or 0 when nothing was done: then the op of stream_ops.cpp says what is wrong.
+// `packed` and `state` are a model and the state of an engine, of one stream or of some in step; `shape` is that of
+// `values` and of the output.  All return 1, or 0 when nothing was done: then the op of stream_ops.cpp says what is
+// wrong.
 #include <algorithm>
 #include <cstring>
 #include <exception>
 
 #include "core/dyncp.h"
-#include "core/stream_engine.h"
 #include "core/stream_model.h"
+#include "torch/stream_batch.h"
 
 namespace {
 
+using dyncp::binding::Shape;
+using dyncp::binding::StreamBatch;
+
+// Runs body(batch), which says whether it has done anything.
 template <class Body>
-int done(const void* packed, const void* state, const Body& body) {
+int done(const void* packed, void* state, Shape state_shape, double shift, const Body& body) {
   try {
-    const auto& model = *static_cast<const dyncp::PackedHeader*>(packed);
-    dyncp::check_state(model, state, model.state_bytes);
-    return body(model);
+    return body(StreamBatch(*static_cast<const dyncp::PackedHeader*>(packed), state, state_shape, shift));
   } catch (const std::exception&) {
     return 0;
   }
@@ -36,30 +39,31 @@ bool are_finite(const float* values, int64_t count) {
 
 }  // namespace
 
-extern "C" DYNCP_API int dyncp_call_step(const void* packed, void* state, const float* values, const int64_t* shape,
-                                         int32_t dims, double shift, float* mask) {
-  return done(packed, state, [&](const dyncp::PackedHeader& model) {
-    if ((dims != 1 && dims != 2) || shape[dims - 1] != model.geometry.bins) return 0;
-    const int64_t frames = dims == 1 ? 1 : shape[0];
-    dyncp::step_frames(model, state, values, frames, static_cast<float>(shift), mask, nullptr);
-    return 1;
+extern "C" DYNCP_API int dyncp_call_step(const void* packed, void* state, Shape state_shape, const float* values,
+                                         Shape shape, double shift, float* mask) {
+  return done(packed, state, state_shape, shift, [&](const StreamBatch& batch) {
+    const int64_t frames = batch.frames_of(shape);
+    if (frames >= 0) batch.step(values, frames, mask, nullptr);
+    return frames >= 0;
   });
 }
 
-extern "C" DYNCP_API int dyncp_call_enhance(const void* packed, void* state, const float* values, const int64_t* shape,
-                                            int32_t dims, double shift, float* enhanced) {
-  return done(packed, state, [&](const dyncp::PackedHeader& model) {
-    if (dims != 1 || shape[0] % model.geometry.hop != 0) return 0;
-    const int64_t hops = shape[0] / model.geometry.hop;
-    dyncp::enhance_hops(model, state, values, hops, static_cast<float>(shift), enhanced, nullptr);
-    return 1;
+extern "C" DYNCP_API int dyncp_call_enhance(const void* packed, void* state, Shape state_shape, const float* values,
+                                            Shape shape, double shift, float* enhanced) {
+  return done(packed, state, state_shape, shift, [&](const StreamBatch& batch) {
+    const int64_t hops = batch.hops_of(shape);
+    if (hops >= 0) batch.enhance(values, hops, enhanced, nullptr);
+    return hops >= 0;
   });
 }
 
-// The same for samples from outside: (count) or (1, count) finite ones.
-extern "C" DYNCP_API int dyncp_call_enhance_finite(const void* packed, void* state, const float* values,
-                                                   const int64_t* shape, int32_t dims, double shift, float* enhanced) {
-  if (dims != 1 && (dims != 2 || shape[0] != 1)) return 0;
-  if (!are_finite(values, shape[dims - 1])) return 0;
-  return dyncp_call_enhance(packed, state, values, shape + dims - 1, 1, shift, enhanced);
+// The same for samples from outside: finite ones.  With a state (1, bytes) they may be (count), too.
+extern "C" DYNCP_API int dyncp_call_enhance_finite(const void* packed, void* state, Shape state_shape,
+                                                   const float* values, Shape shape, double shift, float* enhanced) {
+  int64_t count = 1;
+  for (int64_t i = 0; i < shape.dims; ++i) count *= shape[i];
+  const int64_t of_one_stream[] = {1, count};
+  if (state_shape.dims == 2 && shape.dims == 1) shape = {of_one_stream, 2};
+  if (!are_finite(values, count)) return 0;
+  return dyncp_call_enhance(packed, state, state_shape, values, shape, shift, enhanced);
 }

@@ -1,208 +1,212 @@
-// The streaming engine as ops.  Its objects are flat tensors: `packed`, a packed model that is only read, and `state`,
-// one stream's memory that every step changes.  dyncp_kernels/engine.py is their Python face.
+// The streaming engine as ops.  Its objects are tensors of bytes: `packed`, a packed model that is only read, and
+// `state`, the memory of a stream (bytes) or of S streams in step (S, bytes), which every step changes; then all that
+// goes in and comes out has S in front.  dyncp_kernels/engine.py is their Python face.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "core/isa.h"
 #include "core/model_file.h"
 #include "core/stream_engine.h"
 #include "core/stream_model.h"
+#include "torch/check_text.h"
+#include "torch/stream_batch.h"
 
+namespace dyncp::binding {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// Throws "<op>: <what must hold> (got <what came>)" from its parts.
-template <class... Parts>
-void check(bool holds, const Parts&... parts) {
-  if (holds) return;
-  std::ostringstream text;
-  (text << ... << parts);
-  throw std::runtime_error(text.str());
-}
 
 // Errors of the core become errors of the op, with its name in front.
 template <class Body>
-decltype(auto) run(const char* op, const Body& body) {
+decltype(auto) run(const std::string& op, const Body& body) {
   try {
     return body();
   } catch (const std::exception& error) {
-    throw std::runtime_error(std::string(op) + ": " + error.what());
+    throw std::runtime_error(op + ": " + error.what());
   }
 }
 
-std::string shape_of(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
-  return text + "]";
+Shape shape_view(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.data(), static_cast<int64_t>(sizes.size())};
 }
 
-void check_flat_bytes(const char* op, const char* name, const Tensor& tensor) {
-  check(tensor.is_cpu() && tensor.dim() == 1 && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Byte, op,
-        ": ", name, " must be a contiguous 1-D uint8 tensor on the CPU (got shape ", shape_of(tensor), ")");
+bool are_bytes(const Tensor& tensor) {
+  return tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Byte;
+}
+
+void check_flat_bytes(const Check& check, const char* name, const Tensor& tensor) {
+  check(are_bytes(tensor) && tensor.dim() == 1,
+        DYNCP_TEXT(std::string(name) + " must be a contiguous 1-D uint8 tensor on the CPU", shape_of(tensor)));
 }
 
 // Checks every byte of the header: for ops that are not called per frame.
-const dyncp::PackedHeader& whole_model(const char* op, const Tensor& packed) {
-  check_flat_bytes(op, "packed", packed);
-  return run(op, [&]() -> const dyncp::PackedHeader& {
-    return dyncp::checked_model(packed.const_data_ptr(), packed.numel());
-  });
+const PackedHeader& whole_model(const Check& check, const Tensor& packed) {
+  check_flat_bytes(check, "packed", packed);
+  return run(check.op, [&]() -> const PackedHeader& { return checked_model(packed.const_data_ptr(), packed.numel()); });
 }
-
-struct Stream {
-  const dyncp::PackedHeader& model;
-  void* state;
-};
 
 // A state carries the checksum of its model, which was checked when the state was made.
-Stream stream_of(const char* op, const Tensor& packed, const Tensor& state) {
-  check_flat_bytes(op, "packed", packed);
-  check_flat_bytes(op, "state", state);
-  const auto& model = *static_cast<const dyncp::PackedHeader*>(packed.const_data_ptr());
-  check(packed.numel() >= static_cast<int64_t>(sizeof(dyncp::PackedHeader)) && model.bytes == packed.numel(), op,
-        ": packed must come from stream_pack (got ", packed.numel(), " other bytes)");
-  void* memory = state.mutable_data_ptr();
-  run(op, [&] { dyncp::check_state(model, memory, state.numel()); });
-  return {model, memory};
+StreamBatch batch_of(const Check& check, const Tensor& packed, const Tensor& state, double shift) {
+  check_flat_bytes(check, "packed", packed);
+  check(are_bytes(state), DYNCP_TEXT("state must be a contiguous uint8 tensor on the CPU", shape_of(state)));
+  const auto& model = *static_cast<const PackedHeader*>(packed.const_data_ptr());
+  check(packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)) && model.bytes == packed.numel(),
+        DYNCP_TEXT("packed must come from stream_pack", std::to_string(packed.numel()) + " other bytes"));
+  return run(check.op, [&] { return StreamBatch(model, state.mutable_data_ptr(), shape_view(state), shift); });
 }
 
-const float* floats_of(const char* op, const char* name, const Tensor& tensor) {
-  check(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous(), op, ": ", name,
-        " must be a contiguous float32 tensor on the CPU (got shape ", shape_of(tensor), ")");
+const float* floats_of(const Check& check, const char* name, const Tensor& tensor) {
+  check(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous(),
+        DYNCP_TEXT(std::string(name) + " must be a contiguous float32 tensor on the CPU", shape_of(tensor)));
   return static_cast<const float*>(tensor.const_data_ptr());
 }
 
-int64_t frames_of(const char* op, const Stream& stream, const Tensor& features) {
-  const int64_t bins = stream.model.geometry.bins, dims = features.dim();
-  check((dims == 1 || dims == 2) && features.size(dims - 1) == bins, op, ": features must have shape (frames, ", bins,
-        ") or (", bins, ") (got ", shape_of(features), ")");
-  return dims == 1 ? 1 : features.size(0);
+// Where results go: `name` must be shaped as the tensor `like`.
+float* results_of(const Check& check, const char* name, const Tensor& tensor, const char* like, const Tensor& values) {
+  const Shape shape = shape_view(tensor), wanted = shape_view(values);
+  check(std::equal(shape.sizes, shape.sizes + shape.dims, wanted.sizes, wanted.sizes + wanted.dims),
+        DYNCP_TEXT(std::string(name) + " must have the shape of " + like + ", " + list_of(sizes_of(values)),
+                   shape_of(tensor)));
+  return const_cast<float*>(floats_of(check, name, tensor));
 }
 
-int64_t hops_of(const char* op, const Stream& stream, const Tensor& samples) {
-  const int64_t hop = stream.model.geometry.hop;
-  check(samples.dim() == 1 && samples.size(0) % hop == 0, op, ": samples must have shape (a multiple of ", hop,
-        ") (got ", shape_of(samples), ")");
-  return samples.size(0) / hop;
+// How shapes in messages start where there are streams.
+std::string streams_text(const StreamBatch& batch) {
+  return batch.has_streams() ? std::to_string(batch.streams()) + ", " : "";
 }
 
-uint8_t* gates_of(const char* op, const Stream& stream, int64_t frames, const std::optional<Tensor>& gates) {
+int64_t frames_of(const Check& check, const StreamBatch& batch, const Tensor& features) {
+  const int64_t frames = batch.frames_of(shape_view(features));
+  const auto text = [&] {
+    const std::string streams = streams_text(batch), bins = std::to_string(batch.model().geometry.bins);
+    return "features must have shape (" + streams + "frames, " + bins + ") or (" + streams + bins + ")";
+  };
+  check(frames >= 0, DYNCP_TEXT(text(), shape_of(features)));
+  return frames;
+}
+
+int64_t hops_of(const Check& check, const StreamBatch& batch, const Tensor& samples) {
+  const int64_t hops = batch.hops_of(shape_view(samples));
+  check(hops >= 0, DYNCP_TEXT("samples must have shape (" + streams_text(batch) + "a multiple of " +
+                                  std::to_string(batch.model().geometry.hop) + ")",
+                              shape_of(samples)));
+  return hops;
+}
+
+uint8_t* gates_of(const Check& check, const StreamBatch& batch, int64_t frames, const std::optional<Tensor>& gates) {
   if (!gates.has_value()) return nullptr;
-  const int64_t blocks = stream.model.geometry.blocks, count = stream.model.gates;
-  check(gates->is_cpu() && gates->scalar_type() == ScalarType::Bool && gates->is_contiguous() && gates->dim() == 3 &&
-            gates->size(0) == frames && gates->size(1) == blocks && gates->size(2) == count,
-        op, ": gates must be a contiguous bool tensor of shape [", frames, ", ", blocks, ", ", count,
-        "] on the CPU (got shape ", shape_of(*gates), ")");
+  std::vector<int64_t> wanted = {frames, batch.model().geometry.blocks, batch.model().gates};
+  if (batch.has_streams()) wanted.insert(wanted.begin(), batch.streams());
+  check(gates->is_cpu() && gates->scalar_type() == ScalarType::Bool && gates->is_contiguous() &&
+            has_sizes(*gates, wanted),
+        DYNCP_TEXT("gates must be a contiguous bool tensor of shape " + list_of(wanted) + " on the CPU",
+                   shape_of(*gates)));
   return static_cast<uint8_t*>(gates->mutable_data_ptr());
 }
 
-Tensor empty_bytes(int64_t count) { return torch::stable::empty({count}, ScalarType::Byte); }
-
 Tensor stream_pack(Tensor folded, std::string precision) {
-  const char* op = "stream_pack";
-  check_flat_bytes(op, "folded", folded);
+  const std::string op = "stream_pack";
+  check_flat_bytes({op}, "folded", folded);
   return run(op, [&] {
-    const dyncp::Precision kind = dyncp::precision_named(precision);
-    const dyncp::FoldedFile file =
-        dyncp::parse_folded_file(static_cast<const uint8_t*>(folded.const_data_ptr()), folded.numel());
-    Tensor packed = empty_bytes(dyncp::packed_bytes(file.view, kind));
-    if (reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % dyncp::kLine != 0) {
+    const Precision kind = precision_named(precision);
+    const FoldedFile file = parse_folded_file(static_cast<const uint8_t*>(folded.const_data_ptr()), folded.numel());
+    Tensor packed = torch::stable::empty({packed_bytes(file.view, kind)}, ScalarType::Byte);
+    if (reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % kLine != 0) {
       throw std::runtime_error("the CPU allocator must align tensors to 64 bytes");
     }
-    dyncp::pack_model(file.view, kind, packed.mutable_data_ptr());
+    pack_model(file.view, kind, packed.mutable_data_ptr());
     return packed;
   });
 }
 
-Tensor stream_state(Tensor packed, double hidden_crossover, double out_crossover) {
-  const char* op = "stream_state";
-  const dyncp::PackedHeader& model = whole_model(op, packed);
+Tensor stream_state(Tensor packed, double hidden_crossover, double out_crossover, std::optional<int64_t> streams) {
+  const std::string op = "stream_state";
+  const Check check{op};
+  const PackedHeader& model = whole_model(check, packed);
+  check(streams.value_or(1) >= 1, DYNCP_TEXT("streams must be at least 1", std::to_string(*streams)));
   return run(op, [&] {
-    dyncp::Crossover crossover{static_cast<float>(hidden_crossover), static_cast<float>(out_crossover)};
+    Crossover crossover{static_cast<float>(hidden_crossover), static_cast<float>(out_crossover)};
     if (!(crossover.hidden >= 0) || !(crossover.out >= 0)) {
-      const dyncp::Crossover measured = dyncp::calibrated_crossover(model);
+      const Crossover measured = calibrated_crossover(model);
       if (!(crossover.hidden >= 0)) crossover.hidden = measured.hidden;
       if (!(crossover.out >= 0)) crossover.out = measured.out;
     }
-    Tensor state = empty_bytes(model.state_bytes);
-    dyncp::initialise_state(model, crossover, state.mutable_data_ptr());
+    Tensor state = streams ? torch::stable::empty({*streams, model.state_bytes}, ScalarType::Byte)
+                           : torch::stable::empty({model.state_bytes}, ScalarType::Byte);
+    for (int64_t i = 0; i < streams.value_or(1); ++i) {
+      initialise_state(model, crossover, static_cast<char*>(state.mutable_data_ptr()) + i * model.state_bytes);
+    }
     return state;
   });
 }
 
 void stream_reset_(Tensor packed, Tensor state) {
-  const Stream stream = stream_of("stream_reset_", packed, state);
-  dyncp::reset_state(stream.model, stream.state);
+  const std::string op = "stream_reset_";
+  batch_of({op}, packed, state, 0).reset();
 }
 
 void stream_step_out(Tensor packed, Tensor state, Tensor features, double shift, Tensor mask,
                      std::optional<Tensor> gates) {
-  const char* op = "stream_step_out";
-  const Stream stream = stream_of(op, packed, state);
-  const int64_t frames = frames_of(op, stream, features);
-  check(mask.dim() == features.dim() && mask.numel() == features.numel() && mask.size(0) == features.size(0), op,
-        ": mask must have the shape of features, ", shape_of(features), " (got ", shape_of(mask), ")");
-  auto* to = const_cast<float*>(floats_of(op, "mask", mask));
-  dyncp::step_frames(stream.model, stream.state, floats_of(op, "features", features), frames, static_cast<float>(shift),
-                     to, gates_of(op, stream, frames, gates));
+  const std::string op = "stream_step_out";
+  const Check check{op};
+  const StreamBatch batch = batch_of(check, packed, state, shift);
+  const int64_t frames = frames_of(check, batch, features);
+  float* to = results_of(check, "mask", mask, "features", features);
+  batch.step(floats_of(check, "features", features), frames, to, gates_of(check, batch, frames, gates));
 }
 
 Tensor stream_step(Tensor packed, Tensor state, Tensor features, double shift) {
-  const char* op = "stream_step";
-  const Stream stream = stream_of(op, packed, state);
-  const int64_t frames = frames_of(op, stream, features);
-  const float* from = floats_of(op, "features", features);
-  const int64_t bins = stream.model.geometry.bins;
-  Tensor mask = features.dim() == 1 ? torch::stable::empty({bins}, ScalarType::Float)
-                                    : torch::stable::empty({frames, bins}, ScalarType::Float);
-  dyncp::step_frames(stream.model, stream.state, from, frames, static_cast<float>(shift),
-                     static_cast<float*>(mask.mutable_data_ptr()), nullptr);
+  const std::string op = "stream_step";
+  const Check check{op};
+  const StreamBatch batch = batch_of(check, packed, state, shift);
+  const int64_t frames = frames_of(check, batch, features);
+  const float* from = floats_of(check, "features", features);
+  Tensor mask = torch::stable::empty(features.sizes(), ScalarType::Float);
+  batch.step(from, frames, static_cast<float*>(mask.mutable_data_ptr()), nullptr);
   return mask;
 }
 
 void stream_enhance_out(Tensor packed, Tensor state, Tensor samples, double shift, Tensor enhanced,
                         std::optional<Tensor> gates) {
-  const char* op = "stream_enhance_out";
-  const Stream stream = stream_of(op, packed, state);
-  const int64_t hops = hops_of(op, stream, samples);
-  check(enhanced.dim() == 1 && enhanced.size(0) == samples.size(0), op, ": enhanced must have the shape of samples, ",
-        shape_of(samples), " (got ", shape_of(enhanced), ")");
-  auto* to = const_cast<float*>(floats_of(op, "enhanced", enhanced));
-  const float* from = floats_of(op, "samples", samples);
-  uint8_t* bits = gates_of(op, stream, hops, gates);
-  run(op, [&] { dyncp::enhance_hops(stream.model, stream.state, from, hops, static_cast<float>(shift), to, bits); });
+  const std::string op = "stream_enhance_out";
+  const Check check{op};
+  const StreamBatch batch = batch_of(check, packed, state, shift);
+  const int64_t hops = hops_of(check, batch, samples);
+  float* to = results_of(check, "enhanced", enhanced, "samples", samples);
+  const float* from = floats_of(check, "samples", samples);
+  uint8_t* bits = gates_of(check, batch, hops, gates);
+  run(op, [&] { batch.enhance(from, hops, to, bits); });
 }
 
 Tensor stream_enhance(Tensor packed, Tensor state, Tensor samples, double shift) {
-  const char* op = "stream_enhance";
-  const Stream stream = stream_of(op, packed, state);
-  const int64_t hops = hops_of(op, stream, samples);
-  const float* from = floats_of(op, "samples", samples);
-  Tensor enhanced = torch::stable::empty({samples.size(0)}, ScalarType::Float);
-  run(op, [&] {
-    dyncp::enhance_hops(stream.model, stream.state, from, hops, static_cast<float>(shift),
-                        static_cast<float*>(enhanced.mutable_data_ptr()), nullptr);
-  });
+  const std::string op = "stream_enhance";
+  const Check check{op};
+  const StreamBatch batch = batch_of(check, packed, state, shift);
+  const int64_t hops = hops_of(check, batch, samples);
+  const float* from = floats_of(check, "samples", samples);
+  Tensor enhanced = torch::stable::empty(samples.sizes(), ScalarType::Float);
+  run(op, [&] { batch.enhance(from, hops, static_cast<float*>(enhanced.mutable_data_ptr()), nullptr); });
   return enhanced;
 }
 
 std::string stream_info(Tensor packed, Tensor state) {
-  const Stream stream = stream_of("stream_info", packed, state);
-  const dyncp::PackedHeader& model = stream.model;
-  const auto& header = *static_cast<const dyncp::StateHeader*>(stream.state);
-  return run("stream_info", [&] {
-    return std::string("{\"instruction_set\": \"") + dyncp::isa_name(dyncp::active_isa()) + "\", \"precision\": \"" +
-           dyncp::precision_name(model.precision) + "\", \"model_bytes\": " + std::to_string(model.bytes) +
+  const std::string op = "stream_info";
+  const Check check{op};
+  const StreamBatch batch = batch_of(check, packed, state, 0);
+  check(batch.streams() >= 1, DYNCP_TEXT("state must be of at least one stream", shape_of(state)));
+  const PackedHeader& model = batch.model();
+  const auto& header = *static_cast<const StateHeader*>(state.const_data_ptr());
+  return run(op, [&] {
+    return std::string("{\"instruction_set\": \"") + isa_name(active_isa()) + "\", \"precision\": \"" +
+           precision_name(model.precision) + "\", \"model_bytes\": " + std::to_string(model.bytes) +
            ", \"state_bytes\": " + std::to_string(model.state_bytes) +
-           ", \"frames\": " + std::to_string(header.frames) +
+           ", \"streams\": " + std::to_string(batch.streams()) + ", \"frames\": " + std::to_string(header.frames) +
            ", \"hidden_crossover\": " + std::to_string(header.crossover.hidden) +
            ", \"out_crossover\": " + std::to_string(header.crossover.out) + "}";
   });
@@ -212,7 +216,9 @@ std::string stream_info(Tensor packed, Tensor state) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dyncp, library) {
   library.def("stream_pack(Tensor folded, str precision) -> Tensor");
-  library.def("stream_state(Tensor packed, float hidden_crossover=-1.0, float out_crossover=-1.0) -> Tensor");
+  library.def(
+      "stream_state(Tensor packed, float hidden_crossover=-1.0, float out_crossover=-1.0, int? streams=None) -> "
+      "Tensor");
   library.def("stream_reset_(Tensor packed, Tensor(a!) state) -> ()");
   library.def("stream_step(Tensor packed, Tensor(a!) state, Tensor features, float shift=0.0) -> Tensor");
   library.def(
@@ -235,3 +241,5 @@ STABLE_TORCH_LIBRARY_IMPL(dyncp, CPU, library) {
   library.impl("stream_enhance_out", TORCH_BOX(&stream_enhance_out));
   library.impl("stream_info", TORCH_BOX(&stream_info));
 }
+
+}  // namespace dyncp::binding

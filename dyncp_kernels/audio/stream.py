@@ -77,7 +77,7 @@ class StreamingEnhancer:
             raise ValueError(f"StreamingEnhancer: precision must be 'float32' without the engine (got {precision!r})")
         else:
             self._hops = _ModelHops(model, streams)
-        self._single = self._hops if streams == 1 and isinstance(self._hops, _EngineHops) else None
+        self._engine = self._hops if isinstance(self._hops, _EngineHops) else None
         self.budget = budget
         self.reset()
 
@@ -121,8 +121,8 @@ class StreamingEnhancer:
             TypeError: another dtype or kind.
             ValueError: another shape, NaN or infinity. A refused push changes nothing.
         """
-        if self._single is not None and not return_gates:
-            pushed = self._push_plain(self._single, samples)
+        if self._engine is not None and not return_gates:
+            pushed = self._push_plain(self._engine, samples)
             if pushed is not None:
                 return cast("Samples", pushed)
         batch, restore = checked_samples(samples, "StreamingEnhancer.push")
@@ -139,15 +139,20 @@ class StreamingEnhancer:
         return (restore(enhanced), gates) if return_gates else restore(enhanced)
 
     def _push_plain(self, engine: _EngineHops, samples: Any) -> Any:
-        """The one stream's samples (N,) straight to the engine; None, with nothing done, where they need more care."""
+        """The one stream's samples (N,), or whole hops of all streams (S, N), straight to the engine.
+
+        None, with nothing done, where they need more care.
+        """
         is_numpy = isinstance(samples, np.ndarray)
         hop, waiting = self._config.hop, self._waiting.shape[-1]
-        if type(samples) not in (np.ndarray, Tensor) or samples.ndim != 1:
+        if type(samples) not in (np.ndarray, Tensor) or samples.ndim != min(self.streams, 2):
             return None
-        count = samples.shape[0]
+        count = samples.shape[-1]
         whole = (waiting + count) // hop * hop
         if whole == waiting + count and not waiting:
             enhanced = engine.push_plain(samples, self._shift)
+        elif self.streams > 1:
+            return None
         else:
             if samples.dtype not in (np.float32, torch.float32) or not (is_numpy or samples.is_cpu):
                 return None
@@ -160,7 +165,7 @@ class StreamingEnhancer:
                 self._waiting = joined[None, whole:].copy()
                 enhanced = enhanced if is_numpy else torch.from_numpy(enhanced)
         if enhanced is not None:
-            self._like = (1, samples.dtype, is_numpy)
+            self._like = (samples.ndim, samples.dtype, is_numpy)
             self._received += count
             self._frames += whole // hop
         return enhanced
@@ -208,33 +213,27 @@ def _engine_runs(model: nn.Module) -> bool:
 
 
 class _EngineHops:
-    """Whole hops through the streaming engine, one engine a stream."""
+    """Whole hops through the streaming engine."""
 
     def __init__(self, packed: PackedModel, streams: int) -> None:
-        self._engines = [StreamEngine(packed) for _ in range(streams)]
+        self._engine = StreamEngine(packed, streams=streams)
 
     def reset(self) -> None:
-        for engine in self._engines:
-            engine.reset()
+        self._engine.reset()
 
     def push_plain(self, samples: Any, shift: float) -> Any:
-        """Enhance the one stream's hops as they came; None, with nothing done, where they must be prepared."""
-        engine = self._engines[0]
-        engine.shift = shift
-        return engine.push_finite_hops(samples)
+        """Enhance hops as they came; None, with nothing done, where they must be prepared."""
+        self._engine.shift = shift
+        return self._engine.push_finite_hops(samples)
 
     def push(self, samples: Tensor, shift: float, return_gates: bool) -> tuple[Tensor, list[BlockGates]]:
         """Enhance (S, n * hop) samples; gates (S, channels, n), or none of them."""
-        enhanced = torch.empty_like(samples, memory_format=torch.contiguous_format)
-        gates = []
-        for engine, signal, hops in zip(self._engines, samples.unbind(), enhanced.unbind()):
-            engine.shift = shift
-            if return_gates:
-                hops[:], used = engine.push_hop_with_gates(signal.contiguous())
-                gates.append(used)
-            else:
-                engine.push_hop(signal.contiguous(), hops)
-        return enhanced, [_stacked(block) for block in zip(*gates)]
+        self._engine.shift = shift
+        if not return_gates:
+            return self._engine.push_hop(samples.contiguous()), []
+        enhanced, gates = self._engine.push_hop_with_gates(samples.contiguous())
+        frames_last = [[None if site is None else site.transpose(1, 2) for site in block] for block in gates]
+        return enhanced, [BlockGates(*block) for block in frames_last]
 
 
 class _ModelHops:
@@ -269,11 +268,6 @@ class _ModelHops:
         mask = torch.stack(masks, dim=-1).to("cpu", samples.dtype)
         gates = [_joined(frames) for frames in zip(*decided)] if return_gates else []
         return self._synthesis.push(apply_mask(spectrum, mask)), gates
-
-
-def _stacked(streams: Sequence[BlockGates]) -> BlockGates:
-    """One block's gates of many streams, (frames, channels) each, as (S, channels, frames)."""
-    return BlockGates(*(None if site[0] is None else torch.stack(site).transpose(1, 2) for site in zip(*streams)))
 
 
 def _joined(frames: Sequence[BlockGates]) -> BlockGates:

@@ -91,6 +91,11 @@ def test_streams_run_side_by_side_without_mixing():
     assert together.shape == (3, 5256)
     for signal, result in zip(signals, together):
         assert np.abs(run(StreamingEnhancer(model), signal, [333, 1500]) - result).max() < 1e-5
+    # Whole hops go another way.
+    whole = run(StreamingEnhancer(model, streams=3), signals, [512])
+    assert np.abs(whole - together).max() < 1e-5
+    as_tensor = StreamingEnhancer(model, streams=3).push(torch.from_numpy(signals[:, :4096].copy()))
+    assert np.array_equal(as_tensor.numpy(), whole[:, :4096])
 
 
 def test_reset_and_flush_both_start_anew():

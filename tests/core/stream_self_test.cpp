@@ -247,7 +247,8 @@ void check_network(const Network& n, Precision precision, float crossover, doubl
     std::vector<float> features(bins), mask(bins);
     for (float& f : features) f = uniform(generator);
     std::vector<uint8_t> used(gates + 1);
-    dyncp::step_frames(*engine.model, engine.state.get(), features.data(), 1, 0.1f, mask.data(), used.data());
+    dyncp::step_frames(*engine.model, dyncp::one_stream({engine.state.get(), 0.1f}), features.data(), 1, mask.data(),
+                       used.data());
     const Row wanted = naive.step(features.data(), 0.1f, used.data(), disagreements);
     for (int i = 0; i < bins; ++i) {
       note(worst, std::fabs(wanted[i] - mask[i]));
@@ -268,7 +269,8 @@ void check_transform(int n_fft, int hop) {
   Engine engine(n, Precision::float32, {1, 1});
   const std::vector<float> samples = normal(size_t(hop) * 20, 1);
   std::vector<float> enhanced(samples.size());
-  dyncp::enhance_hops(*engine.model, engine.state.get(), samples.data(), 20, 0, enhanced.data(), nullptr);
+  dyncp::enhance_hops(*engine.model, dyncp::one_stream({engine.state.get(), 0}), samples.data(), 20, enhanced.data(),
+                      nullptr);
   double worst = 0;
   for (size_t i = n_fft - hop; i < samples.size(); ++i) {
     note(worst, std::fabs(enhanced[i] - samples[i - (n_fft - hop)]));
@@ -318,14 +320,14 @@ void check_unread(int site, Precision precision) {
   Memory state(std::aligned_alloc(64, model.state_bytes));
   dyncp::initialise_state(model, {1, 1}, state.get());
   std::vector<float> features(size_t(n.g.bins) * 4, 1.0f), masks(features.size());
-  dyncp::step_frames(model, state.get(), features.data(), 4, 0, masks.data(), nullptr);
+  dyncp::step_frames(model, dyncp::one_stream({state.get(), 0}), features.data(), 4, masks.data(), nullptr);
   expect(taken > 20 && std::isfinite(masks.back()), "pruned rows of site " + std::to_string(site) + " are not read",
          taken);
   // A shift that keeps every channel must stumble over those pages, else they prove nothing.
   std::fflush(stdout);
   const pid_t child = fork();
   if (child == 0) {
-    dyncp::step_frames(model, state.get(), features.data(), 1, 100, masks.data(), nullptr);
+    dyncp::step_frames(model, dyncp::one_stream({state.get(), 100}), features.data(), 1, masks.data(), nullptr);
     _exit(0);
   }
   int status = 0;

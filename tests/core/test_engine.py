@@ -161,6 +161,60 @@ def test_in_a_chunk_a_nan_column_reaches_only_frames_that_keep_its_channel(instr
     assert torch.equal(mask.isnan().any(1), kept[:, channel])
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("site", ["none", "output", "hidden", "both"])
+def test_streams_in_step_equal_each_of_them_alone_to_the_bit(instruction_set, site, precision):
+    packed = PackedModel(network(site=site, **GEOMETRIES["five taps"]), precision)
+    # Near the usual density, so that some streams of a call read every row and others only kept ones.
+    crossover = None if site == "none" else 0.25
+    options = {"hidden_crossover": crossover, "out_crossover": crossover}
+    frames = torch.stack([features(packed, 16, seed) for seed in range(11)])
+    together = StreamEngine(packed, streams=len(frames), **options)
+    counts = (1, 3, 1, 9, 2)  # of frames in a call
+    calls = [together.step_with_gates(part.contiguous()) for part in frames.split(counts, 1)]
+    masks = torch.cat([mask for mask, _ in calls], 1)
+    for index, own in enumerate(frames):
+        mask, gates = StreamEngine(packed, **options).step_with_gates(own)
+        assert torch.equal(masks[index], mask)
+        for block, *of_calls in zip(gates, *(given for _, given in calls)):
+            for expected, *parts in zip(block, *of_calls):
+                assert expected is parts[0] is None or torch.equal(torch.cat([p[index] for p in parts]), expected)
+    assert together.info["frames"] == frames.shape[1]
+    assert together.info["streams"] == len(frames)
+
+
+def test_streams_in_step_do_not_depend_on_the_number_of_threads(with_threads):
+    packed = PackedModel(network(site="both", stacks=1))
+    samples = torch.randn(37, 5 * packed.config.hop)
+    one, two = with_threads((1, 2), lambda: StreamEngine(packed, streams=37).push_hop(samples))
+    assert torch.equal(one, two)
+    assert torch.equal(one, torch.stack([StreamEngine(packed).push_hop(signal) for signal in samples]))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_nan_in_one_stream_reaches_no_other(instruction_set, precision):
+    packed = PackedModel(network(site="both", stacks=1), precision)
+    frames = torch.stack([features(packed, 3, seed) for seed in range(8)])
+    wanted = StreamEngine(packed, streams=8).step(frames)
+    frames[2, 1] = torch.nan
+    got = StreamEngine(packed, streams=8).step(frames)
+    assert torch.equal(got.isnan().any(-1).nonzero(), torch.tensor([[2, 1]]))
+    others = torch.arange(8) != 2
+    assert torch.equal(got[others], wanted[others])
+
+
+def test_streams_next_to_each_other_may_go_in_a_step_of_their_own():
+    packed = PackedModel(network(site="hidden", stacks=1))
+    frames = torch.stack([features(packed, 2, seed) for seed in range(6)])
+    wanted = StreamEngine(packed, streams=6).step(frames)
+    state = StreamEngine(packed, streams=6)._state
+    step = torch.ops.dyncp.stream_step
+    parts = [step(packed.tensor, state[a:b], frames[a:b]) for a, b in ((0, 1), (3, 6), (1, 3))]
+    assert torch.equal(torch.cat([parts[0], parts[2], parts[1]]), wanted)
+    torch.ops.dyncp.stream_reset_(packed.tensor, state[2:4])
+    assert torch.equal(step(packed.tensor, state[2:4], frames[2:4]), wanted[2:4])
+
+
 def test_streams_in_threads_share_one_model_without_mixing():
     folded = network(site="hidden")
     packed = PackedModel(folded)
@@ -430,9 +484,9 @@ def test_wrong_arguments_are_named():
     bins = folded.config.bins
     with pytest.raises(ValueError, match=r"precision must be one of .*got 'float8'"):
         StreamEngine(folded, "float8")
-    with pytest.raises(RuntimeError, match=r"features must have shape \(frames, 65\) or \(65\) \(got \[1, 64\]\)"):
+    with pytest.raises(RuntimeError, match=r"must have shape \(frames, 65\) or \(65\) \(got shape \[1, 64\]\)"):
         engine.step(torch.rand(1, 64))
-    with pytest.raises(RuntimeError, match=r"features must have shape .* \(got \[1, 1, 65\]\)"):
+    with pytest.raises(RuntimeError, match=r"features must have shape .* \(got shape \[1, 1, 65\]\)"):
         engine.step(torch.rand(1, 1, bins))
     with pytest.raises(RuntimeError, match="features must be a contiguous float32 tensor"):
         engine.step(torch.rand(bins, 3).T)
@@ -443,6 +497,22 @@ def test_wrong_arguments_are_named():
             engine.step(torch.rand(3, bins), out=out)
     with pytest.raises(RuntimeError, match=r"samples must have shape \(a multiple of 64\)"):
         engine.push_hop(torch.zeros(63))
+    several = StreamEngine(folded, streams=3)
+    for wrong in ((bins,), (3, 4, 5, bins), (2, bins), (2, 4, bins), (3, bins + 1)):
+        with pytest.raises(RuntimeError, match=r"features must have shape \(3, frames, 65\) or \(3, 65\)"):
+            several.step(torch.rand(wrong))
+    for wrong in ((64,), (2, 64), (3, 63), (3, 1, 64)):
+        with pytest.raises(RuntimeError, match=r"samples must have shape \(3, a multiple of 64\)"):
+            several.push_hop(torch.rand(wrong))
+    with pytest.raises(RuntimeError, match="state must be a contiguous uint8 tensor"):
+        torch.ops.dyncp.stream_step(several._packed, several._state[::2], torch.rand(2, bins))
+    with pytest.raises(RuntimeError, match=r"state must have shape \(bytes\) or \(streams, bytes\)"):
+        torch.ops.dyncp.stream_step(several._packed, several._state[None], torch.rand(3, bins))
+    for streams in (0, -1):
+        with pytest.raises(ValueError, match=f"streams must be at least 1 \\(got {streams}\\)"):
+            StreamEngine(folded, streams=streams)
+        with pytest.raises(RuntimeError, match=f"streams must be at least 1 \\(got {streams}\\)"):
+            torch.ops.dyncp.stream_state(several._packed, streams=streams)
     with pytest.raises(RuntimeError, match="state must belong to this packed model"):
         torch.ops.dyncp.stream_step(engine._packed, other._state, torch.rand(1, bins))
     with pytest.raises(RuntimeError, match="state must be a stream's state"):

@@ -99,6 +99,52 @@ def test_c_interface_streams_what_python_streams(core, model, tmp_path):
     core.dyncp_stream_free(stream)
 
 
+def test_many_streams_in_one_call_equal_each_of_them_alone(core, model):
+    content, count, frames = folded_bytes(model), 11, 3
+    handle, other = ctypes.c_void_p(), ctypes.c_void_p()
+    for each in (handle, other):
+        assert core.dyncp_model_parse(content, ctypes.c_int64(len(content)), b"float32", ctypes.byref(each)) == OK
+    streams = (ctypes.c_void_p * count)()
+    shifts = [0.2 * index - 1 for index in range(count)]
+    for index, shift in enumerate(shifts):
+        stream = ctypes.c_void_p()
+        assert core.dyncp_stream_create(handle, ctypes.byref(stream)) == OK
+        assert core.dyncp_stream_set_shift(stream, shift) == OK
+        streams[index] = stream
+    features, samples = torch.rand(count, frames, 17), torch.randn(count, frames * 16)
+
+    def push(push_all, values):
+        buffer = (ctypes.c_float * values.numel())(*values.flatten().tolist())
+        assert push_all(streams, ctypes.c_int64(count), buffer, ctypes.c_int64(frames), buffer) == OK
+        return torch.tensor(list(buffer)).view(values.shape)
+
+    masks = push(core.dyncp_streams_push_frames, features)
+    for stream in streams:
+        assert core.dyncp_stream_reset(ctypes.c_void_p(stream)) == OK
+    enhanced = push(core.dyncp_streams_push_hops, samples)
+    for index, shift in enumerate(shifts):
+        engine = StreamEngine(model, shift=shift)
+        assert torch.equal(masks[index], engine.step(features[index]))
+        engine.reset()
+        assert torch.equal(enhanced[index], engine.push_hop(samples[index]))
+
+    foreign = ctypes.c_void_p()
+    assert core.dyncp_stream_create(other, ctypes.byref(foreign)) == OK
+    buffer = (ctypes.c_float * 34)()
+    none = ctypes.c_int64(0)
+    assert core.dyncp_streams_push_frames(streams, none, buffer, none, buffer) == OK
+    for pair in ((streams[0], streams[0]), (streams[0], foreign.value), (streams[0], None)):
+        two, one = ctypes.c_int64(2), ctypes.c_int64(1)
+        status = core.dyncp_streams_push_frames((ctypes.c_void_p * 2)(*pair), two, buffer, one, buffer)
+        assert status == INVALID_ARGUMENT
+        assert b"streams must be different ones of one model" in core.dyncp_last_error()
+    assert core.dyncp_stream_push_frame(ctypes.c_void_p(streams[0]), buffer, buffer) == OK  # a refusal changes nothing
+    for stream in (*streams, foreign.value):
+        core.dyncp_stream_free(stream)
+    for each in (handle, other):
+        core.dyncp_model_free(each)
+
+
 def test_wrong_arguments_give_a_status_and_a_message(core, model):
     content = folded_bytes(model)
     handle = ctypes.c_void_p()

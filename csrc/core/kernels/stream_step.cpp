@@ -119,14 +119,19 @@ DYNCP_INLINE void add_output(const uint16_t* bits, int place, Floats sum, float*
 
 // ---- blocks
 
-// Frames that go through the network together, each with a row of everything.
+// Frames that go through the network together, each with a row of everything: of one stream, or of several.
 struct Chunk {
   int frames;
-  int64_t before;  // frames of the stream before them
+  void* room;  // the state in which the rows lie
+  void* states[kTileFrames];
+  int64_t before[kTileFrames];  // frames of the stream before this one
   float *x[kTileFrames], *z[kTileFrames], *sums[kTileFrames], *reduced[kTileFrames];
   // Of the block at hand; bits are null without such gates.
   FrameGates gates[kTileFrames];
   const uint16_t *hidden_bits[kTileFrames], *out_bits[kTileFrames];
+
+  bool is_first_of_stream(int t) const { return t == 0 || states[t - 1] != states[t]; }
+  bool is_last_of_stream(int t) const { return t + 1 == frames || states[t + 1] != states[t]; }
 };
 
 bool is_above(float crossover, int kept, int all) {
@@ -151,8 +156,9 @@ bool reads_out_rows(const Geometry& g, Kept kept) {
 
 // With hidden gates, what comes before W_out, for one frame alone, whose kept channels are listed.
 template <Precision P>
-void expand_alone(const PackedHeader& h, const PackedBlock& b, void* state, const Chunk& chunk, int t) {
-  const History history = find_history(h, b, state, chunk.before + t);
+void expand_alone(const PackedHeader& h, const PackedBlock& b, const Chunk& chunk, int t) {
+  void* state = chunk.states[t];
+  const History history = find_history(h, b, state, chunk.before[t]);
   const Kept kept = chunk.gates[t].kept;
   const uint16_t* bits = chunk.hidden_bits[t];
   float *z = chunk.z[t], *products = at<float>(state, h.products);
@@ -167,8 +173,9 @@ void expand_alone(const PackedHeader& h, const PackedBlock& b, void* state, cons
 
 // W_out, likewise.
 template <Precision P>
-void project_alone(const PackedHeader& h, const PackedBlock& b, void* state, const Chunk& chunk, int t) {
+void project_alone(const PackedHeader& h, const PackedBlock& b, const Chunk& chunk, int t) {
   const Geometry& g = h.geometry;
+  void* state = chunk.states[t];
   const Kept kept = chunk.gates[t].kept;
   const uint16_t* bits = chunk.out_bits[t];
   float *x = chunk.x[t], *products = at<float>(state, h.products);
@@ -246,25 +253,25 @@ void multiply_shared_rows(const PackedHeader& h, void* state, const Group& group
 
 // With hidden gates, all frames of a chunk.
 template <Precision P>
-void expand_and_project(const PackedHeader& h, const PackedBlock& b, void* state, const Chunk& chunk) {
+void expand_and_project(const PackedHeader& h, const PackedBlock& b, const Chunk& chunk) {
   const Geometry& g = h.geometry;
   const int units = h.hidden_padded / kPad;
   Group dense, gathered, with_columns;
   const uint16_t* listed[kTileFrames] = {};
   for (int t = 0; t < chunk.frames; ++t) {
     const Kept kept = chunk.gates[t].kept;
-    (reads_all_hidden(h, state, kept) ? dense : gathered).add(t, chunk.x[t], chunk.sums[t]);
+    (reads_all_hidden(h, chunk.states[t], kept) ? dense : gathered).add(t, chunk.x[t], chunk.sums[t]);
     if (has_outputs(g, kept) && !reads_out_rows(g, kept)) with_columns.add(t, chunk.z[t], chunk.sums[t]);
   }
-  multiply_panels_of_frames<P>(h, state, b.w_in, dense.frames, dense.values, dense.sums,
+  multiply_panels_of_frames<P>(h, chunk.room, b.w_in, dense.frames, dense.values, dense.sums,
                                [&](int f, int place, Floats sum) { store(dense.sums[f] + place, sum); });
-  multiply_shared_rows<P>(h, state, gathered, chunk.hidden_bits, units, at<char>(&h, b.hidden_rows),
+  multiply_shared_rows<P>(h, chunk.room, gathered, chunk.hidden_bits, units, at<char>(&h, b.hidden_rows),
                           h.hidden_row_stride, h.channels_padded, listed);
   Sharing sharings[kTileFrames];
   int shared = 0;
   bool is_shared[kTileFrames] = {};
   if (!kTakesDigits<P> && b.columns_are_finite) {
-    uint16_t* room = at<uint16_t>(state, h.shared_bits) + kTileFrames * units;
+    uint16_t* room = at<uint16_t>(chunk.room, h.shared_bits) + kTileFrames * units;
     shared = find_sharings<P>(with_columns, chunk.hidden_bits, units, room, sharings);
   }
   for (int i = 0; i < shared; ++i) {
@@ -272,19 +279,20 @@ void expand_and_project(const PackedHeader& h, const PackedBlock& b, void* state
   }
   for (int t = 0; t < chunk.frames; ++t) {
     const FrameGates& gates = chunk.gates[t];
+    void* state = chunk.states[t];
     if (gates.changed) list_kept(h, b, state, gates.bits);
     if (reads_all_hidden(h, state, gates.kept)) {
-      const History history = find_history(h, b, state, chunk.before + t);
+      const History history = find_history(h, b, state, chunk.before[t]);
       hidden_dense(h, b, history, chunk.hidden_bits[t], chunk.sums[t], chunk.z[t]);
     } else if (listed[t] != nullptr) {
-      const History history = find_history(h, b, state, chunk.before + t);
+      const History history = find_history(h, b, state, chunk.before[t]);
       hidden_listed<P>(h, b, history, listed[t], chunk.hidden_bits[t], chunk.sums[t], chunk.z[t]);
     } else {
-      expand_alone<P>(h, b, state, chunk, t);
+      expand_alone<P>(h, b, chunk, t);
     }
-    if (!is_shared[t]) project_alone<P>(h, b, state, chunk, t);
+    if (!is_shared[t]) project_alone<P>(h, b, chunk, t);
   }
-  int32_t* list = at<int32_t>(state, h.shared_list);
+  int32_t* list = at<int32_t>(chunk.room, h.shared_list);
   for (int i = 0; i < shared; ++i) {
     const auto [first, frames, any] = sharings[i];
     const int count = list_bits(any, units, list);
@@ -301,101 +309,103 @@ void expand_and_project(const PackedHeader& h, const PackedBlock& b, void* state
 
 // Without hidden gates, W_out of all frames of a chunk.
 template <Precision P>
-void project(const PackedHeader& h, const PackedBlock& b, void* state, const Chunk& chunk) {
+void project(const PackedHeader& h, const PackedBlock& b, const Chunk& chunk) {
   const Geometry& g = h.geometry;
   Group dense, gathered;
   const uint16_t* listed[kTileFrames] = {};
   for (int t = 0; t < chunk.frames; ++t) {
-    (reads_all_outputs(h, state, chunk.gates[t].kept) ? dense : gathered).add(t, chunk.z[t], chunk.sums[t]);
+    (reads_all_outputs(h, chunk.states[t], chunk.gates[t].kept) ? dense : gathered).add(t, chunk.z[t], chunk.sums[t]);
   }
-  multiply_shared_rows<P>(h, state, gathered, chunk.out_bits, h.channels_padded / kPad, at<char>(&h, b.out_rows),
+  multiply_shared_rows<P>(h, chunk.room, gathered, chunk.out_bits, h.channels_padded / kPad, at<char>(&h, b.out_rows),
                           h.out_row_stride, h.hidden_padded, listed);
   for (int t = 0; g.gates_out && t < chunk.frames; ++t) {
     const FrameGates& gates = chunk.gates[t];
-    if (gates.changed) list_kept(h, b, state, gates.bits);
+    if (gates.changed) list_kept(h, b, chunk.states[t], gates.bits);
     if (listed[t] != nullptr) {
       out_listed<P>(h, b, listed[t], gates.bits, chunk.sums[t], chunk.x[t]);
-    } else if (!reads_all_outputs(h, state, gates.kept)) {
-      project_alone<P>(h, b, state, chunk, t);
+    } else if (!reads_all_outputs(h, chunk.states[t], gates.kept)) {
+      project_alone<P>(h, b, chunk, t);
     }
   }
-  multiply_panels_of_frames<P>(h, state, b.w_out, dense.frames, dense.values, dense.sums,
+  multiply_panels_of_frames<P>(h, chunk.room, b.w_out, dense.frames, dense.values, dense.sums,
                                [&](int f, int place, Floats sum) {
                                  add_output(chunk.out_bits[dense.members[f]], place, sum, chunk.x[dense.members[f]]);
                                });
 }
 
-// Decides the gates of block n for all frames of a chunk; `unpacked`, unless null, gets them as bytes.
-void decide_all(const PackedHeader& h, const PackedBlock& b, int n, void* state, float shift, Chunk& chunk,
-                uint8_t* unpacked) {
+// Decides the gates of block n for all frames of a chunk.
+void decide_all(const PackedHeader& h, const PackedBlock& b, int n, const StreamFrame* frames, Chunk& chunk) {
   const Geometry& g = h.geometry;
-  Kept* kept = at<Kept>(state, h.kept) + n;
-  auto* last = at<uint16_t>(state, b.bits);
-  FrameGates before = {last, false, *kept};
+  FrameGates before{};
   for (int t = 0; t < chunk.frames; ++t) {
+    void* state = chunk.states[t];
+    Kept* kept = at<Kept>(state, h.kept) + n;
+    auto* last = at<uint16_t>(state, b.bits);
+    if (chunk.is_first_of_stream(t)) before = {last, false, *kept};
     FrameGates& gates = chunk.gates[t];
-    gates.bits = t + 1 == chunk.frames ? last : at<uint16_t>(state, h.chunk_bits) + t * (h.gates_padded / kPad);
-    decide(h, b, state, chunk.reduced[t], shift, before, &gates);
+    const bool is_last = chunk.is_last_of_stream(t);
+    gates.bits = is_last ? last : at<uint16_t>(chunk.room, h.chunk_bits) + t * (h.gates_padded / kPad);
+    decide(h, b, state, chunk.reduced[t], frames[t].shift, before, &gates);
     before = gates;
+    if (is_last) *kept = gates.kept;
     if (g.gates_out) chunk.out_bits[t] = gates.bits;
     if (g.gates_hidden) chunk.hidden_bits[t] = gates.bits + (g.gates_out ? h.channels_padded / kPad : 0);
-    if (unpacked != nullptr) unpack_gates(h, b, gates.bits, unpacked + int64_t{t} * g.blocks * h.gates);
+    if (frames[t].gates != nullptr) unpack_gates(h, b, gates.bits, frames[t].gates + int64_t{n} * h.gates);
   }
-  *kept = before.kept;
 }
 
-// `unpacked` are bytes of the gates of block n of the first frame, or null.
 template <Precision P>
-void run_block(const PackedHeader& h, int n, void* state, float shift, Chunk& chunk, uint8_t* unpacked) {
+void run_block(const PackedHeader& h, int n, const StreamFrame* frames, Chunk& chunk) {
   const Geometry& g = h.geometry;
   const PackedBlock& b = packed_blocks(h)[n];
   if (g.gate_kind == GateKind::pooled) {
-    for (int t = 0; t < chunk.frames; ++t) reduce(h, b, state, chunk.before + t, chunk.x[t], chunk.reduced[t]);
+    for (int t = 0; t < chunk.frames; ++t) {
+      reduce(h, b, chunk.states[t], chunk.before[t], chunk.x[t], chunk.reduced[t]);
+    }
   }
   // Needs no gates, so that it hides how long they take.
   if (!g.gates_hidden) {
-    multiply_panels_of_frames<P>(h, state, b.w_in, chunk.frames, chunk.x, chunk.sums,
+    multiply_panels_of_frames<P>(h, chunk.room, b.w_in, chunk.frames, chunk.x, chunk.sums,
                                  [&](int t, int place, Floats sum) { store(chunk.sums[t] + place, sum); });
     for (int t = 0; t < chunk.frames; ++t) {
-      hidden_dense(h, b, find_history(h, b, state, chunk.before + t), nullptr, chunk.sums[t], chunk.z[t]);
+      hidden_dense(h, b, find_history(h, b, chunk.states[t], chunk.before[t]), nullptr, chunk.sums[t], chunk.z[t]);
     }
   }
-  if (g.gate_kind != GateKind::none) decide_all(h, b, n, state, shift, chunk, unpacked);
+  if (g.gate_kind != GateKind::none) decide_all(h, b, n, frames, chunk);
   if (chunk.frames == 1) {
-    if (chunk.gates[0].changed) list_kept(h, b, state, chunk.gates[0].bits);
-    if (g.gates_hidden) expand_alone<P>(h, b, state, chunk, 0);
-    project_alone<P>(h, b, state, chunk, 0);
+    if (chunk.gates[0].changed) list_kept(h, b, chunk.states[0], chunk.gates[0].bits);
+    if (g.gates_hidden) expand_alone<P>(h, b, chunk, 0);
+    project_alone<P>(h, b, chunk, 0);
   } else if (g.gates_hidden) {
-    expand_and_project<P>(h, b, state, chunk);
+    expand_and_project<P>(h, b, chunk);
   } else {
-    project<P>(h, b, state, chunk);
+    project<P>(h, b, chunk);
   }
 }
 
 template <Precision P>
-void step_with(const PackedHeader& h, void* state, const float* features, int frames, int64_t stride, float shift,
-               float* masks, uint8_t* gates) {
+void step_with(const PackedHeader& h, const StreamFrame* frames, int count) {
   const Geometry& g = h.geometry;
-  auto* header = static_cast<StateHeader*>(state);
   Chunk chunk{};
-  chunk.frames = frames;
-  chunk.before = header->frames;
+  chunk.frames = count;
+  void* room = chunk.room = frames[0].state;
   const float* inputs[kTileFrames] = {};
-  for (int t = 0; t < frames; ++t) {
-    inputs[t] = features + t * stride;
-    chunk.x[t] = at<float>(state, h.x) + int64_t{t} * h.channels_padded;
-    chunk.z[t] = at<float>(state, h.hidden_values) + int64_t{t} * h.hidden_padded;
-    chunk.sums[t] = at<float>(state, h.sums) + int64_t{t} * h.sums_stride;
-    chunk.reduced[t] = at<float>(state, h.reduced) + int64_t{t} * h.gate_width_padded;
+  for (int t = 0; t < count; ++t) {
+    inputs[t] = frames[t].features;
+    chunk.states[t] = frames[t].state;
+    chunk.before[t] = chunk.is_first_of_stream(t) ? static_cast<const StateHeader*>(frames[t].state)->frames
+                                                  : chunk.before[t - 1] + 1;
+    chunk.x[t] = at<float>(room, h.x) + int64_t{t} * h.channels_padded;
+    chunk.z[t] = at<float>(room, h.hidden_values) + int64_t{t} * h.hidden_padded;
+    chunk.sums[t] = at<float>(room, h.sums) + int64_t{t} * h.sums_stride;
+    chunk.reduced[t] = at<float>(room, h.reduced) + int64_t{t} * h.gate_width_padded;
   }
-  multiply_panels_of_frames<P>(h, state, h.front, frames, inputs, chunk.x,
+  multiply_panels_of_frames<P>(h, room, h.front, count, inputs, chunk.x,
                                [&](int t, int place, Floats sum) { store(chunk.x[t] + place, relu<float>(sum)); });
-  for (int n = 0; n < g.blocks; ++n) {
-    run_block<P>(h, n, state, shift, chunk, gates == nullptr ? nullptr : gates + int64_t{n} * h.gates);
-  }
-  header->frames += frames;
-  multiply_panels_of_frames<P>(h, state, h.back, frames, chunk.x, chunk.sums, [&](int t, int place, Floats logits) {
-    float* mask = masks + t * stride + place;
+  for (int n = 0; n < g.blocks; ++n) run_block<P>(h, n, frames, chunk);
+  for (int t = 0; t < count; ++t) ++static_cast<StateHeader*>(frames[t].state)->frames;
+  multiply_panels_of_frames<P>(h, room, h.back, count, chunk.x, chunk.sums, [&](int t, int place, Floats logits) {
+    float* mask = frames[t].mask + place;
     if (place + kWidth <= g.bins) {
       store(mask, sigmoid(logits));
     } else if (place < g.bins) {
@@ -404,19 +414,18 @@ void step_with(const PackedHeader& h, void* state, const float* features, int fr
   });
 }
 
-void step(const PackedHeader& model, void* state, const float* features, int frames, int64_t stride, float shift,
-          float* masks, uint8_t* gates) {
+void step(const PackedHeader& model, const StreamFrame* frames, int count) {
   switch (model.precision) {
     case Precision::float32:
-      return step_with<Precision::float32>(model, state, features, frames, stride, shift, masks, gates);
+      return step_with<Precision::float32>(model, frames, count);
     case Precision::float16:
-      return step_with<Precision::float16>(model, state, features, frames, stride, shift, masks, gates);
+      return step_with<Precision::float16>(model, frames, count);
     case Precision::bfloat16:
-      return step_with<Precision::bfloat16>(model, state, features, frames, stride, shift, masks, gates);
+      return step_with<Precision::bfloat16>(model, frames, count);
     case Precision::int8:
-      return step_with<Precision::int8>(model, state, features, frames, stride, shift, masks, gates);
+      return step_with<Precision::int8>(model, frames, count);
     case Precision::int24:
-      return step_with<Precision::int24>(model, state, features, frames, stride, shift, masks, gates);
+      return step_with<Precision::int24>(model, frames, count);
   }
 }
 

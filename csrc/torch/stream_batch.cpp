@@ -1,0 +1,74 @@
+#include "torch/stream_batch.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace dyncp::binding {
+
+StreamBatch::StreamBatch(const PackedHeader& model, void* state, Shape state_shape, double shift)
+    : model_(model),
+      states_(static_cast<char*>(state)),
+      has_streams_(state_shape.dims == 2),
+      streams_(has_streams_ ? state_shape[0] : 1),
+      shift_(static_cast<float>(shift)) {
+  if (state_shape.dims != 1 && state_shape.dims != 2) {
+    throw std::invalid_argument("state must have shape (bytes) or (streams, bytes)");
+  }
+  const int64_t bytes = state_shape[state_shape.dims - 1];
+  for (int64_t i = 0; i < streams_; ++i) check_state(model, states_ + i * bytes, bytes);
+}
+
+int64_t StreamBatch::frames_of(Shape features) const {
+  const int64_t own = features.dims - has_streams_;
+  if ((own != 1 && own != 2) || features[features.dims - 1] != model_.geometry.bins) return -1;
+  if (has_streams_ && features[0] != streams_) return -1;
+  return own == 1 ? 1 : features[features.dims - 2];
+}
+
+int64_t StreamBatch::hops_of(Shape samples) const {
+  const int64_t hop = model_.geometry.hop;
+  if (samples.dims - has_streams_ != 1 || samples[samples.dims - 1] % hop != 0) return -1;
+  if (has_streams_ && samples[0] != streams_) return -1;
+  return samples[samples.dims - 1] / hop;
+}
+
+Stream StreamBatch::get(const void* source, int64_t index) {
+  const auto& batch = *static_cast<const StreamBatch*>(source);
+  return {batch.states_ + index * batch.model_.state_bytes, batch.shift_};
+}
+
+void StreamBatch::reset() const {
+  for (int64_t i = 0; i < streams_; ++i) reset_state(model_, get(this, i).state);
+}
+
+// Calls run(streams, the first one's first frame among those of all) for parts of the streams.
+template <class Run>
+void StreamBatch::share(int64_t frames, Run run) const {
+  const auto part = [&](int64_t begin, int64_t end) { run(Streams{begin, end - begin, this, get}, begin * frames); };
+  // Fewer would not share what they read.
+  const int64_t grain = std::max<int64_t>(1, kTileFrames / std::max<int64_t>(1, frames));
+  if (streams_ <= grain) return part(0, streams_);
+  torch::stable::parallel_for(0, streams_, grain, part);
+}
+
+void StreamBatch::step(const float* features, int64_t frames, float* masks, uint8_t* gates) const {
+  const int64_t bins = model_.geometry.bins, gates_of_frame = int64_t{model_.geometry.blocks} * model_.gates;
+  share(frames, [&](const Streams& streams, int64_t frame) {
+    step_frames(model_, streams, features + frame * bins, frames, masks + frame * bins,
+                gates == nullptr ? nullptr : gates + frame * gates_of_frame);
+  });
+}
+
+void StreamBatch::enhance(const float* samples, int64_t hops, float* enhanced, uint8_t* gates) const {
+  const int64_t hop = model_.geometry.hop, gates_of_frame = int64_t{model_.geometry.blocks} * model_.gates;
+  // Throws here rather than in one of the threads.
+  if (!model_.has_transform) return enhance_hops(model_, {}, samples, hops, enhanced, gates);
+  share(hops, [&](const Streams& streams, int64_t frame) {
+    enhance_hops(model_, streams, samples + frame * hop, hops, enhanced + frame * hop,
+                 gates == nullptr ? nullptr : gates + frame * gates_of_frame);
+  });
+}
+
+}  // namespace dyncp::binding
