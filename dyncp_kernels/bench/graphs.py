@@ -101,27 +101,32 @@ def _gated(graph: _Graph, value: str, gates: dict[str, str], site: str, name: st
     return graph.node("Mul", [value, gates[site]], name) if site in gates else value
 
 
-def stream_graph(network: InferenceConvFSENet, frames: int = 1) -> bytes:
-    """Some frames of a stream: features (frames, bins) to mask (frames, bins).
+def stream_graph(network: InferenceConvFSENet, frames: int = 1, streams: int = 1) -> bytes:
+    """Some frames of a stream, or a frame of each of some streams: features (rows, bins) to mask (rows, bins).
 
-    Block i gives the frames' depthwise inputs as ``b{i}_u`` (frames, H) and reads those of earlier calls as
-    ``b{i}_tap{k}``, oldest tap first: (frames, H), or only as many rows as the tap lies back. The caller keeps them, so
-    the graph moves no history. A gated network also reads ``gates``, all blocks' gates as 0 and 1 side by side.
+    Block i gives the depthwise inputs as ``b{i}_u`` (rows, H) and reads those of earlier calls as ``b{i}_tap{k}``,
+    oldest tap first: (rows, H), or only as many rows as the tap lies back in the stream. The caller keeps them, so the
+    graph moves no history. A gated network also reads ``gates``, all blocks' gates as 0 and 1 side by side.
+
+    Raises:
+        ValueError: some frames of some streams.
     """
-    graph, config = _Graph(), network.config
-    x = graph.gemm(graph.input("features", frames, config.bins), network.front_weight, network.front_bias, "front")
+    if frames > 1 and streams > 1:
+        raise ValueError(f"stream_graph: frames or streams must be 1 (got {frames} and {streams})")
+    graph, config, rows = _Graph(), network.config, frames * streams
+    x = graph.gemm(graph.input("features", rows, config.bins), network.front_weight, network.front_bias, "front")
     x = graph.node("Relu", [x], "front_active")
-    graph.output("mask", frames, config.bins)
-    gates = _split_gates(graph, network, frames, None)
+    graph.output("mask", rows, config.bins)
+    gates = _split_gates(graph, network, rows, None)
     for i, block in enumerate(network.blocks):
         b: Any = block
         active = f"b{i}_in_active" if "hidden" in gates[i] else f"b{i}_u"
         u = graph.activation(graph.gemm(x, b.w_in, b.b_in, f"b{i}_in"), b.slope_in, active)
-        u = graph.output(_gated(graph, u, gates[i], "hidden", f"b{i}_u"), frames, config.hidden)
+        u = graph.output(_gated(graph, u, gates[i], "hidden", f"b{i}_u"), rows, config.hidden)
         older = []
         for k in range(config.kernel_size - 1):
             lag = (config.kernel_size - 1 - k) * int(b.dilation)
-            older.append(graph.input(f"b{i}_tap{k}", min(lag, frames), config.hidden))
+            older.append(graph.input(f"b{i}_tap{k}", min(lag, frames) * streams, config.hidden))
             if lag < frames:
                 bounds = [graph.integers(0), graph.integers(frames - lag), graph.integers(0)]
                 own = graph.node("Slice", [u, *bounds], f"b{i}_own{k}")

@@ -51,9 +51,9 @@ def check_stream(
     for call in range((frames or work.frames) // frames_per_call):
         run.place_gates(call)
         run(call)
-        masks.append(run.mask().reshape(-1, frames_per_call))
+        masks.append(run.mask().reshape(work.batch, -1, frames_per_call))
     got = np.concatenate(masks, axis=-1)
-    return _compared(got, work.expected[0, :, : got.shape[-1]].numpy(), dtype)
+    return _compared(got, work.expected[..., : got.shape[-1]].numpy(), dtype)
 
 
 def check_offline(run: Run, work: Workload, dtype: str = "float32") -> Check:

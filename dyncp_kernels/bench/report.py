@@ -137,6 +137,7 @@ def _groups(results: Results) -> list[tuple[str, list[Row]]]:
         threads = f"{row.threads} thread{'s' * (row.threads != 1)}"
         shape = f", {row.batch} x {row.frames} frames" if row.suite == "offline" else ""
         shape = f", {row.frames} frames a call" if row.suite == "chunks" else shape
+        shape = f", {row.batch} a call" if row.suite == "streams" else shape
         groups.setdefault(f"{row.suite}{shape}, {threads}", []).append(row)
     return list(groups.items())
 

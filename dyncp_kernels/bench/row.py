@@ -23,14 +23,15 @@ class Row:
 
     Attributes:
         suite: ``streaming`` (one frame a call), ``precision`` (the same with narrower weights), ``full_path`` (one hop
-            of samples a call), ``chunks`` (some frames of a stream a call) or ``offline`` (a batch of clips a call).
+            of samples a call), ``chunks`` (some frames of a stream a call), ``streams`` (a frame of each of some
+            streams a call) or ``offline`` (a batch of clips a call).
         engine: name of the engine; a narrower dense net carries its hidden width, and what takes samples says how.
         site: gated channels: ``none``, ``output`` or ``hidden``.
         density: nominal share of channels kept; the MACs are counted from the masks that were really used.
         gates: where the masks come from: ``none``, ``random`` or ``recorded``.
         dtype: of the weights.
         threads: threads allowed.
-        batch: clips a call.
+        batch: clips or streams a call.
         frames: frames a clip and call.
         macs_per_frame: mean MACs per frame, gate networks included.
         p50_us_per_frame: median microseconds per frame.

@@ -34,6 +34,8 @@ _BASELINE = "dyncp static"
 _CLIPS = ((1, 500), (16, 250))
 _STREAM_FRAMES = 500
 _CHUNKS = (2, 4, 8)
+_STREAMS = (4, 16, 64)
+_FRAMES_OF_STREAMS = 100
 _CALIBRATION_SHARE = 0.25
 _MANY_FRAMES = 1000
 
@@ -133,7 +135,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, seconds: float, notice: Notice 
     # A call on many frames is long enough to hide that its data must come back into the caches.
     many = offline and cases[0].work.batch * cases[0].work.frames > _MANY_FRAMES
     calls, settle = (1, 0) if many else (3, 1) if offline else (40, 10)
-    frames = {str(i): case.work.batch * case.work.frames if offline else case.frames for i, case in enumerate(cases)}
+    frames = {str(i): case.work.batch * (case.work.frames if offline else case.frames) for i, case in enumerate(cases)}
     cycle = 1 if offline else min(case.work.frames // case.frames for case in cases)
     timings = measure(runs, frames, cycle=cycle, calls=calls, settle=settle, seconds=seconds, least_rounds=7)
     rows = []
@@ -316,13 +318,7 @@ def _chunks(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> No
     """
     torch.set_num_threads(plan.threads)
     static = synthetic_workload(plan.config, 1, plan.stream_frames)
-    gated = [shipped_workload(name) for name in pruned_models()] if plan.config == ConvFSENetConfig() else []
-    if not gated:
-        notes.append("chunks: gated rows left out, the shipped networks are of another geometry")
-    for work in gated:
-        notes.append(
-            f"chunks: the shipped network of the {work.config.site} site keeps {work.density:.1%} on the demo clip"
-        )
+    gated = _shipped_works("chunks", plan, notes)
     for frames in _CHUNKS[-1:] if plan.quick else _CHUNKS:
         cases = []
         for engine in ENGINES.values():
@@ -331,6 +327,34 @@ def _chunks(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> No
                     make = partial(engine.chunks, work, plan.threads, frames)
                     cases.append(Case("chunks", engine.name, work, make, frames=frames))
         rows += run_cases(cases, plan, plan.seconds / 4, notice)
+
+
+def _streams(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
+    """A frame of each of some streams a call, likewise."""
+    torch.set_num_threads(plan.threads)
+    frames = min(plan.stream_frames, _FRAMES_OF_STREAMS)
+    for streams in _STREAMS[:1] if plan.quick else _STREAMS:
+        static = synthetic_workload(plan.config, streams, frames)
+        gated = _shipped_works("streams", plan, notes, streams, frames)
+        cases = []
+        for engine in ENGINES.values():
+            if engine.streams is not None and _available(engine, plan, notes):
+                for work in gated if engine.gated else [static]:
+                    cases.append(Case("streams", engine.name, work, partial(engine.streams, work, plan.threads)))
+        rows += run_cases(cases, plan, plan.seconds / 4, notice)
+
+
+def _shipped_works(
+    suite: str, plan: Plan, notes: list[str], streams: int = 1, frames: int | None = None
+) -> list[Workload]:
+    if plan.config != ConvFSENetConfig():
+        notes.append(f"{suite}: gated rows left out, the shipped networks are of another geometry")
+        return []
+    works = [shipped_workload(name, streams, frames) for name in pruned_models()]
+    for work in works:
+        where = "the demo clip" if streams == 1 else f"{streams} parts of the demo clip"
+        notes.append(f"{suite}: the shipped network of the {work.config.site} site keeps {work.density:.1%} on {where}")
+    return works
 
 
 def _full_path(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
@@ -352,6 +376,7 @@ SUITES: dict[str, Callable[[Plan, list[Row], list[str], Notice], None]] = {
     "precision": _precision,
     "full_path": _full_path,
     "chunks": _chunks,
+    "streams": _streams,
     "offline": _offline,
 }
 """The suites by name."""

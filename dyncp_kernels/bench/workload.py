@@ -104,15 +104,23 @@ def synthetic_workload(
     return Workload(network, features, gates, density, source)
 
 
-def shipped_workload(name: str) -> Workload:
-    """A shipped network on the demo clip, with the gates that the streaming engine decides there."""
+def shipped_workload(name: str, streams: int = 1, frames: int | None = None) -> Workload:
+    """A shipped network on the demo clip, with the gates that the streaming engine decides there.
+
+    Args:
+        name: of the network.
+        streams: as many clips, which start at different places of the demo clip and go on at its start.
+        frames: of each, at most those of the demo clip; None for all of these.
+    """
     network = load(name).eval().fold().requires_grad_(False)
     config = network.config
     samples = torch.from_numpy(read_audio(NOISY, config.sample_rate))
     spectrum = stft(samples[None], config.n_fft, config.hop)
-    features = compress(spectrum, config.compression)
-    decided = StreamEngine(network).step_with_gates(features[0].T.contiguous())[1]
-    gates = [BlockGates(*(None if site is None else site.T[None] for site in block)) for block in decided]
+    clip = compress(spectrum, config.compression)
+    length = clip.shape[-1]
+    features = torch.cat([clip.roll(-i * length // streams, -1)[..., :frames] for i in range(streams)])
+    decided = StreamEngine(network, streams=streams).step_with_gates(features.transpose(1, 2).contiguous())[1]
+    gates = [BlockGates(*(None if site is None else site.transpose(1, 2) for site in block)) for block in decided]
     kept = torch.cat([site.float().flatten() for block in gates for site in block if site is not None])
     return Workload(network, features, gates, float(kept.mean()), "recorded")
 

@@ -64,6 +64,24 @@ def test_dense_engines_stream_chunks_and_start_again_after_a_reset(name, frames)
     assert check_stream(run, work, frames=5 * frames, frames_per_call=frames).max_error < 1e-5
 
 
+@pytest.mark.parametrize("name", [name for name in DENSE if ENGINES[name].streams is not None])
+def test_dense_engines_stream_a_batch_and_start_again_after_a_reset(name):
+    work = workload(batch=3)
+    assert not torch.equal(work.features[0], work.features[1])
+    run = prepared(name, "streams", work)
+    assert check_stream(run, work).max_error < 1e-5
+    assert check_stream(run, work, frames=5).max_error < 1e-5
+
+
+@needs_extension
+@pytest.mark.parametrize("name", pruned_models())
+def test_shipped_networks_stream_several_parts_of_the_demo_clip(name):
+    work = shipped_workload(name, streams=5, frames=40)
+    assert work.features.shape == (5, 257, 40)
+    assert not torch.equal(work.features[0], work.features[1])
+    assert check_stream(prepared("dyncp gated", "streams", work), work).max_error < 1e-5
+
+
 @needs_extension
 @pytest.mark.parametrize("frames", [2, 8])
 @pytest.mark.parametrize("name", pruned_models())

@@ -76,6 +76,13 @@ def test_chunks_are_rows_of_several_frames_a_call(results):
     assert "chunks: gated rows left out, the shipped networks are of another geometry" in results.notes
 
 
+def test_streams_are_rows_of_a_frame_of_each_a_call(results):
+    rows = [row for row in results.rows if row.suite == "streams"]
+    assert {row.engine for row in rows} == {"dyncp static", "PyTorch eager", "ONNX Runtime", "OpenVINO"}
+    assert {(row.batch, row.frames) for row in rows} == {(4, 1)}
+    assert "streams: gated rows left out, the shipped networks are of another geometry" in results.notes
+
+
 def test_the_full_path_stands_beside_the_network_alone(results):
     engines = [row.engine for row in results.rows if row.suite == "full_path"]
     for path in ("", ", samples", ", enhancer"):

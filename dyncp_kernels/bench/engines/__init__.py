@@ -24,15 +24,27 @@ def _lazily(module: str, name: str) -> Any:
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
-        Engine("dyncp static", _lazily("dyncp", "Stream"), _lazily("dyncp", "Offline"), _lazily("dyncp", "Chunks")),
+        Engine(
+            "dyncp static",
+            _lazily("dyncp", "Stream"),
+            _lazily("dyncp", "Offline"),
+            _lazily("dyncp", "Together"),
+            _lazily("dyncp", "Together"),
+        ),
         Engine(
             "dyncp gated",
             _lazily("dyncp", "Stream"),
             _lazily("dyncp", "Offline"),
-            _lazily("dyncp", "Chunks"),
+            _lazily("dyncp", "Together"),
+            _lazily("dyncp", "Together"),
             gated=True,
         ),
-        Engine("PyTorch eager", _lazily("pytorch", "Stream"), _lazily("pytorch", "Offline")),
+        Engine(
+            "PyTorch eager",
+            _lazily("pytorch", "Stream"),
+            _lazily("pytorch", "Offline"),
+            streams=_lazily("pytorch", "Stream"),
+        ),
         Engine(
             "torch.compile",
             _lazily("pytorch", "compiled_stream"),
@@ -44,6 +56,7 @@ ENGINES: dict[str, Engine] = {
             _lazily("onnx_runtime", "Stream"),
             _lazily("onnx_runtime", "Offline"),
             _lazily("onnx_runtime", "chunks"),
+            _lazily("onnx_runtime", "Stream"),
             modules=("onnx", "onnxruntime"),
         ),
         Engine("ONNX Runtime, histories", _lazily("onnx_runtime", "HistoryStream"), modules=("onnx", "onnxruntime")),
@@ -52,6 +65,7 @@ ENGINES: dict[str, Engine] = {
             _lazily("open_vino", "Stream"),
             _lazily("open_vino", "Offline"),
             _lazily("open_vino", "chunks"),
+            _lazily("open_vino", "Stream"),
             modules=("onnx", "openvino"),
         ),
         Engine(

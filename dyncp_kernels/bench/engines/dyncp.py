@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dyncp_kernels.audio.stream import StreamingEnhancer
-from dyncp_kernels.bench.engines.chunks import chunk_rows
 from dyncp_kernels.bench.engines.interface import Run
 from dyncp_kernels.bench.engines.tap_rings import frame_rows
 from dyncp_kernels.bench.workload import HopWorkload, Workload
@@ -24,7 +23,7 @@ from dyncp_kernels.clip_engine import ClipEngine
 from dyncp_kernels.engine import PackedModel, StreamEngine
 from dyncp_kernels.nn.block import BlockGates
 
-__all__ = ["Chunks", "EnhancerStream", "HopStream", "Offline", "PlacedGates", "Stream"]
+__all__ = ["EnhancerStream", "HopStream", "Offline", "PlacedGates", "Stream", "Together"]
 
 Array = NDArray[np.float32]
 
@@ -103,13 +102,14 @@ class Stream(Run):
         return self._out.flatten().numpy().copy()
 
 
-class Chunks(Run):
-    """Some frames of features a call; gates are what the gate networks decide."""
+class Together(Run):
+    """Some frames of each stream a call; gates are what the gate networks decide."""
 
-    def __init__(self, work: Workload, threads: int, frames: int):
+    def __init__(self, work: Workload, threads: int, frames: int = 1):
         torch.set_num_threads(threads)
-        self._engine = StreamEngine(work.network)
-        self._chunks = [torch.from_numpy(rows) for rows in chunk_rows(work, frames)]
+        self._engine = StreamEngine(work.network, streams=work.batch)
+        parts = work.features.transpose(1, 2).split(frames, 1)
+        self._chunks = [part.contiguous() for part in parts if part.shape[1] == frames]
         self._out = torch.empty_like(self._chunks[0])
 
     def reset(self) -> None:
@@ -119,7 +119,7 @@ class Chunks(Run):
         self._engine.step(self._chunks[frame], self._out)
 
     def mask(self) -> Array:
-        return self._out.T.numpy().copy()
+        return self._out.transpose(1, 2).numpy().copy()
 
 
 class HopStream(Stream):

@@ -31,7 +31,7 @@ class Run(ABC):
 
     @abstractmethod
     def mask(self) -> NDArray[np.float32]:
-        """What the last call computed: (bins,) or (bins, frames) of a stream, (batch, bins, frames) offline."""
+        """What the last call computed: (batch, bins, frames), in a stream without dimensions of size 1 if need be."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Engine:
         stream: prepares one frame a call, from the workload and the number of threads; None where it cannot.
         offline: prepares whole clips a call; None where it cannot.
         chunks: prepares some frames of a stream a call, how many is the third argument; None where it cannot.
+        streams: prepares one frame a call of each clip of the workload; None where it cannot.
         gated: whether it takes workloads with gates.
         modules: what must be installed.
         slow_start: whether preparing it takes longer than a quick run allows.
@@ -52,6 +53,7 @@ class Engine:
     stream: Callable[[Workload, int], Run] | None = None
     offline: Callable[[Workload, int], Run] | None = None
     chunks: Callable[[Workload, int, int], Run] | None = None
+    streams: Callable[[Workload, int], Run] | None = None
     gated: bool = False
     modules: tuple[str, ...] = ()
     slow_start: bool = False

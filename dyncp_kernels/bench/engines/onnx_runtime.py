@@ -44,7 +44,7 @@ class _Session:
 
 
 class Stream(Run):
-    """One frame a call; the depthwise histories stay where the last frames wrote them.
+    """One frame of each stream a call; the depthwise histories stay where the last frames wrote them.
 
     There is one binding for each position of the rings of histories, made beforehand.
     """
@@ -53,10 +53,10 @@ class Stream(Run):
         config = work.config
         self._frames = frame_rows(work)
         self._gates = gate_rows(work)
-        self._input = np.zeros((1, config.bins), np.float32)
-        self._mask = np.zeros((1, config.bins), np.float32)
-        self._rings = TapRings(config)
-        session = _Session(stream_graph(work.network), threads)
+        self._input = np.zeros_like(self._frames[0])
+        self._mask = np.zeros_like(self._frames[0])
+        self._rings = TapRings(config, work.batch)
+        session = _Session(stream_graph(work.network, streams=work.batch), threads)
         fixed = {"features": self._input, "mask": self._mask}
         if self._gates is not None:
             self._gate_input = np.zeros_like(self._gates[0])
@@ -77,7 +77,7 @@ class Stream(Run):
         self._position = (self._position + 1) % len(self._bindings)
 
     def mask(self) -> Array:
-        return self._mask[0].copy()
+        return self._mask.copy()
 
 
 def chunks(work: Workload, threads: int, frames: int) -> Run:

@@ -43,16 +43,16 @@ class _Compiled:
 
 
 class Stream(Run):
-    """One frame a call; one request for each position of the rings of histories, made beforehand."""
+    """One frame of each stream a call; one request for each position of the rings of histories, made beforehand."""
 
     def __init__(self, work: Workload, threads: int):
         config = work.config
         self._frames = frame_rows(work)
         self._gates = gate_rows(work)
-        self._input = np.zeros((1, config.bins), np.float32)
-        self._mask = np.zeros((1, config.bins), np.float32)
-        self._rings = TapRings(config)
-        compiled = _Compiled(stream_graph(work.network), threads)
+        self._input = np.zeros_like(self._frames[0])
+        self._mask = np.zeros_like(self._frames[0])
+        self._rings = TapRings(config, work.batch)
+        compiled = _Compiled(stream_graph(work.network, streams=work.batch), threads)
         fixed = {"features": self._input, "mask": self._mask}
         if self._gates is not None:
             self._gate_input = np.zeros_like(self._gates[0])
@@ -75,7 +75,7 @@ class Stream(Run):
         self._position = (self._position + 1) % len(self._requests)
 
     def mask(self) -> Array:
-        return self._mask[0].copy()
+        return self._mask.copy()
 
 
 def chunks(work: Workload, threads: int, frames: int) -> Run:

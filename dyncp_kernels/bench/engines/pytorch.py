@@ -26,7 +26,7 @@ def _active(x: Tensor, slope: Tensor | None) -> Tensor:
 
 
 def _step(network: InferenceConvFSENet, frame: Tensor, taps: list[tuple[Tensor, ...]]) -> tuple[Tensor, list[Tensor]]:
-    """Mask (1, bins) and each block's depthwise input (1, H), from features (1, bins) and earlier depthwise inputs."""
+    """Mask (S, bins) and each block's depthwise input (S, H), from features (S, bins) and earlier depthwise inputs."""
     x = F.relu(F.linear(frame, network.front_weight, network.front_bias))
     inputs = []
     for block, older in zip(network.blocks, taps):
@@ -58,7 +58,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Stream(Run):
-    """One frame a call; earlier depthwise inputs are kept as they came out."""
+    """One frame of each stream a call; earlier depthwise inputs are kept as they came out."""
 
     def __init__(self, work: Workload, threads: int, step: Callable[..., Any] = _step):
         torch.set_num_threads(threads)
@@ -68,7 +68,7 @@ class Stream(Run):
         config = work.config
         self._dilations = list(config.dilations) * config.stacks
         self._older = config.kernel_size - 1
-        self._zero = torch.zeros(1, config.hidden)
+        self._zero = torch.zeros(work.batch, config.hidden)
         self.reset()
 
     def reset(self) -> None:
@@ -88,7 +88,7 @@ class Stream(Run):
         self._frame = t + 1
 
     def mask(self) -> Array:
-        return self._mask[0].numpy().copy()
+        return self._mask.numpy().copy()
 
 
 class Offline(Run):

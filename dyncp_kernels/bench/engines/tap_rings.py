@@ -19,14 +19,18 @@ Array = NDArray[np.float32]
 class TapRings:
     """The ring of each block, and which row is which input or output of ``stream_graph`` at each position.
 
+    Args:
+        config: geometry.
+        streams: rows of each place.
+
     Attributes:
         positions: arrays by name, for frame t at index t % len(positions).
     """
 
-    def __init__(self, config: ConvFSENetConfig):
+    def __init__(self, config: ConvFSENetConfig, streams: int = 1):
         dilations = list(config.dilations) * config.stacks
         sizes = [(config.kernel_size - 1) * dilation + 1 for dilation in dilations]
-        self._rings = [[np.zeros((1, config.hidden), np.float32) for _ in range(size)] for size in sizes]
+        self._rings = [[np.zeros((streams, config.hidden), np.float32) for _ in range(size)] for size in sizes]
         self.positions: list[dict[str, Array]] = []
         for t in range(math.lcm(*sizes)):
             arrays = {}
@@ -44,12 +48,12 @@ class TapRings:
 
 
 def frame_rows(work: Workload) -> list[Array]:
-    """The frames of a workload of one clip, (1, bins) each."""
-    return [np.ascontiguousarray(row[None]) for row in work.features[0].T.numpy()]
+    """The frames of a workload, (batch, bins) each."""
+    return [np.ascontiguousarray(rows) for rows in work.features.permute(2, 0, 1).numpy()]
 
 
 def gate_rows(work: Workload) -> list[Array] | None:
-    """The gates of each frame, (1, all) each, or None without gates."""
+    """The gates of each frame, (batch, all) each, or None without gates."""
     if work.source == "none":
         return None
-    return [np.ascontiguousarray(row[None]) for row in flat_gates(work.gates)[0].T]
+    return [np.ascontiguousarray(rows) for rows in flat_gates(work.gates).transpose(2, 0, 1)]
