@@ -23,8 +23,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -71,9 +74,9 @@ def further_flags() -> list[str]:
     return shlex.split(os.environ.get("DYNCP_CXXFLAGS", ""))
 
 
-def instruction_sets(compiler: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The sets that this compiler can build for this processor, each with its flags, and the flags of every source."""
-    sets = dict(INSTRUCTION_SETS.get(platform.machine().lower(), {"portable": []}))
+def instruction_sets(compiler: list[str], machine: str) -> tuple[dict[str, list[str]], list[str]]:
+    """The sets that this compiler can build for a machine, each with its flags, and the flags of every source."""
+    sets = dict(INSTRUCTION_SETS.get(machine.lower(), {"portable": []}))
     if "amx" not in sets:
         return sets, []
     probe = [*compiler, *sets["amx"], "-E", "-x", "c++", os.devnull, "-o", os.devnull]
@@ -85,7 +88,7 @@ def instruction_sets(compiler: list[str]) -> tuple[dict[str, list[str]], list[st
 
 def has_kernels(name: str, source: str) -> bool:
     """Whether a source of csrc/core/kernels, without its ending, is compiled for an instruction set."""
-    return name != "avx512vnni" or source.startswith("stream_")
+    return name != ("amx" if source.startswith("stream_") else "avx512vnni")
 
 
 def reason_for_no_extension() -> str | None:
@@ -140,8 +143,92 @@ def cuda_architectures() -> list[str]:
     return [name.strip() for name in (wish or DEFAULT_CUDA_ARCHS).split(";") if name.strip()]
 
 
+class Job(NamedTuple):
+    """A source to compile; `version` is that of what it is compiled against, if it is not part of the command."""
+
+    compiler: list[str]
+    source: Path
+    target: Path
+    flags: list[str]
+    version: str = ""
+
+
+def core_jobs(compiler: list[str], machine: str = platform.machine(), objects: Path = OBJECTS) -> list[Job]:
+    """The torch-free core for a machine, its kernels once per instruction set."""
+    sets, set_flag = instruction_sets(compiler, machine)
+    flags = [*host_flags(compiler), *set_flag]
+    jobs = [
+        Job(compiler, source, objects / f"core.{source.stem}.o", flags)
+        for source in sorted((CSRC / "core").glob("*.cpp"))
+    ]
+    for source in sorted((CSRC / "core" / "kernels").glob("*.cpp")):
+        for name, own in sets.items():
+            if has_kernels(name, source.stem):
+                target = objects / f"kernels.{source.stem}.{name}.o"
+                jobs.append(Job(compiler, source, target, [*flags, *own, f"-DDYNCP_ISA={name}"]))
+    return jobs
+
+
+def host_flags(compiler: list[str]) -> list[str]:
+    """What every C++ source is compiled with; asks for C++17 only where the compiler's own default is older."""
+    flags = [*COMMON_FLAGS, f"-I{CSRC}", *further_flags()]
+    probe = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True)
+    for line in probe.stdout.splitlines():
+        if line.startswith("#define __cplusplus "):
+            return flags if int(line.split()[-1].rstrip("L")) >= 201703 else [*flags, "-std=gnu++17"]
+    return flags
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """One build at a time uses the objects."""
+    OBJECTS.mkdir(parents=True, exist_ok=True)
+    with open(OBJECTS / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def compile_changed(jobs: Iterable[Job], force: bool = False) -> bool:
+    """Compile, in parallel, what has another command, source or header than before; say whether anything had."""
+    workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        return any(list(pool.map(lambda job: _compile(job, force), jobs)))
+
+
+def _compile(job: Job, force: bool) -> bool:
+    depfile, stamp, fresh = (job.target.with_suffix(ending) for ending in (".d", ".cmd", ".new.o"))
+    command = [*job.compiler, *job.flags, "-c", str(job.source), "-MMD", "-MF", str(depfile), "-o", str(fresh)]
+    signature = " ".join([*command, job.version])
+    if not force and _is_current(job.target, depfile, stamp, signature):
+        return False
+    run(command)
+    os.replace(fresh, job.target)
+    stamp.write_text(signature)
+    return True
+
+
+def _is_current(target: Path, depfile: Path, stamp: Path, signature: str) -> bool:
+    if not (target.exists() and depfile.exists() and stamp.exists()) or stamp.read_text() != signature:
+        return False
+    dependencies = depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+    built = target.stat().st_mtime
+    return all(os.path.exists(name) and os.path.getmtime(name) <= built for name in dependencies)
+
+
+def run(command: list[str]) -> None:
+    """Run a compiler; its warnings are shown, its failure is the build's."""
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.stderr:
+        print(result.stderr, file=sys.stderr, flush=True)
+    if result.returncode != 0:
+        raise RuntimeError(
+            f"building the extension failed: {shlex.join(command)}\n{result.stderr}\n"
+            "Set DYNCP_NO_EXTENSION=1 to install the pure-Python package instead."
+        )
+
+
 class BuildExtension(build_ext):
-    """Compiles csrc/ with the plain compiler driver, in parallel, and only what has changed."""
+    """Compiles csrc/ with the plain compiler driver."""
 
     def build_extension(self, ext: Extension) -> None:
         """Build the shared library of `ext` and put it where setuptools expects it."""
@@ -150,45 +237,58 @@ class BuildExtension(build_ext):
         compiler = find_compiler()
         assert compiler is not None, "setup() offers the extension only when a compiler is there"
         torch_root = Path(torch.__file__).resolve().parent
-        OBJECTS.mkdir(parents=True, exist_ok=True)
-        with open(OBJECTS / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with building():
             builds = {"_C": self._build, "_C_cuda": self._build_cuda, "_frame_call": self._build_frame_call}
             build = builds[ext.name.rpartition(".")[2]]
             build(shlex.split(compiler), torch_root, torch.__version__, Path(self.get_ext_fullpath(ext.name)))
 
     def _build(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
-        sets, set_flag = instruction_sets(compiler)
-        flags = [*COMMON_FLAGS, *self._standard_flag(compiler), *set_flag, f"-I{CSRC}", *further_flags()]
-        torch_flags = [f"-isystem{torch_root / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
-
-        jobs: list[tuple[Path, Path, list[str], str]] = []
-        for source in sorted((CSRC / "core").glob("*.cpp")):
-            jobs.append((source, OBJECTS / f"core.{source.stem}.o", flags, ""))
-        for source in sorted((CSRC / "core" / "kernels").glob("*.cpp")):
-            for name, set_flags in sets.items():
-                if not has_kernels(name, source.stem):
-                    continue
-                object_flags = [*flags, *set_flags, f"-DDYNCP_ISA={name}"]
-                jobs.append((source, OBJECTS / f"kernels.{source.stem}.{name}.o", object_flags, ""))
-        for source in sorted((CSRC / "torch").glob("*.cpp")):
-            jobs.append((source, OBJECTS / f"torch.{source.stem}.o", flags + torch_flags, torch_version))
-
-        workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-        with ThreadPoolExecutor(workers) as pool:
-            changed = list(pool.map(lambda job: self._compile(compiler, *job), jobs))
-
-        objects = [str(target) for _, target, _, _ in jobs]
+        flags = [*host_flags(compiler), *self._torch_flags(torch_root)]
+        jobs = core_jobs(compiler) + [
+            Job(compiler, source, OBJECTS / f"torch.{source.stem}.o", flags, torch_version)
+            for source in sorted((CSRC / "torch").glob("*.cpp"))
+        ]
+        changed = compile_changed(jobs, self.force)
+        objects = [str(job.target) for job in jobs]
         link = [*compiler, *further_flags(), "-shared", *objects, f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
-        self._link(link, torch_version, output, any(changed))
+        self._link(link, torch_version, output, changed)
 
     def _build_frame_call(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
         """The fast way from Python into the streaming engine: a module that finds everything else at run time."""
-        flags = [*COMMON_FLAGS, *self._standard_flag(compiler), f"-isystem{torch_root / 'include'}"]
-        flags += [f"-isystem{python_headers()}", *further_flags()]
+        flags = [*host_flags(compiler), f"-isystem{torch_root / 'include'}", f"-isystem{python_headers()}"]
         target = OBJECTS / "python.frame_call.o"
-        changed = self._compile(compiler, CSRC / "python" / "frame_call.cpp", target, flags, torch_version)
+        job = Job(compiler, CSRC / "python" / "frame_call.cpp", target, flags, torch_version)
+        changed = compile_changed([job], self.force)
         self._link([*compiler, *further_flags(), "-shared", str(target)], torch_version, output, changed)
+
+    def _build_cuda(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
+        """The CUDA kernels, with nvcc, and their binding: a library of its own, loaded when a back-end asks for it."""
+        nvcc = find_nvcc()
+        if nvcc is None:
+            raise RuntimeError("building the CUDA kernels needs nvcc, on the path or below CUDA_HOME (got none)")
+        architectures = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in cuda_architectures()]
+        newest = cuda_architectures()[-1]
+        architectures.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+        flags = ["-O3", "-std=c++17", f"-I{CSRC}", "-Xcompiler", "-fPIC,-fvisibility=hidden", *architectures]
+        jobs = [
+            Job([nvcc], source, OBJECTS / f"cuda.{source.stem}.o", flags)
+            for source in sorted((CSRC / "cuda").glob("*.cu"))
+        ]
+        flags = [*host_flags(compiler), *self._torch_flags(torch_root)]
+        jobs += [
+            Job(compiler, source, OBJECTS / f"cuda.{source.stem}.o", flags, torch_version)
+            for source in sorted((CSRC / "cuda").glob("*.cpp"))
+        ]
+        changed = compile_changed(jobs, self.force)
+        libraries = ["-ltorch_cpu"]
+        if (torch_root / "lib" / "libtorch_cuda.so").exists():
+            libraries.append("-ltorch_cuda")
+        link = [nvcc, "-shared", *[str(job.target) for job in jobs], f"-L{torch_root / 'lib'}", *libraries]
+        self._link(link, torch_version, output, changed)
+
+    @staticmethod
+    def _torch_flags(torch_root: Path) -> list[str]:
+        return [f"-isystem{torch_root / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
 
     def _link(self, link: list[str], torch_version: str, output: Path, changed: bool) -> None:
         """Link `output` when an object, the command or torch has changed."""
@@ -202,75 +302,9 @@ class BuildExtension(build_ext):
         # The library is replaced, never rewritten in place: a running process keeps the file that it has mapped.
         output.parent.mkdir(parents=True, exist_ok=True)
         fresh = output.with_name(output.name + ".new")
-        self._run([*link, "-o", str(fresh)])
+        run([*link, "-o", str(fresh)])
         os.replace(fresh, output)
         stamp.write_text(f"{signature} {output}")
-
-    def _build_cuda(self, compiler: list[str], torch_root: Path, torch_version: str, output: Path) -> None:
-        """The CUDA kernels, with nvcc, and their binding: a library of its own, loaded when a back-end asks for it."""
-        nvcc = find_nvcc()
-        if nvcc is None:
-            raise RuntimeError("building the CUDA kernels needs nvcc, on the path or below CUDA_HOME (got none)")
-        architectures = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in cuda_architectures()]
-        newest = cuda_architectures()[-1]
-        architectures.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
-        flags = ["-O3", "-std=c++17", f"-I{CSRC}", "-Xcompiler", "-fPIC,-fvisibility=hidden", *architectures]
-        torch_flags = [f"-isystem{torch_root / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
-        jobs: list[tuple[list[str], Path, Path, list[str], str]] = []
-        for source in sorted((CSRC / "cuda").glob("*.cu")):
-            jobs.append(([nvcc], source, OBJECTS / f"cuda.{source.stem}.o", flags, ""))
-        host_flags = [*COMMON_FLAGS, *self._standard_flag(compiler), f"-I{CSRC}", *torch_flags]
-        for source in sorted((CSRC / "cuda").glob("*.cpp")):
-            jobs.append((compiler, source, OBJECTS / f"cuda.{source.stem}.o", host_flags, torch_version))
-        workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-        with ThreadPoolExecutor(workers) as pool:
-            changed = list(pool.map(lambda job: self._compile(*job), jobs))
-        libraries = ["-ltorch_cpu"]
-        if (torch_root / "lib" / "libtorch_cuda.so").exists():
-            libraries.append("-ltorch_cuda")
-        link = [nvcc, "-shared", *[str(job[2]) for job in jobs], f"-L{torch_root / 'lib'}", *libraries]
-        self._link(link, torch_version, output, any(changed))
-
-    @staticmethod
-    def _standard_flag(compiler: list[str]) -> list[str]:
-        """Ask for C++17 only where the compiler's own default is older."""
-        probe = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True)
-        for line in probe.stdout.splitlines():
-            if line.startswith("#define __cplusplus "):
-                return [] if int(line.split()[-1].rstrip("L")) >= 201703 else ["-std=gnu++17"]
-        return []
-
-    def _compile(self, compiler: list[str], source: Path, target: Path, flags: list[str], version: str) -> bool:
-        """Compile one object when its command, its source or a header has changed; say whether it was compiled."""
-        depfile, stamp, fresh = (target.with_suffix(ending) for ending in (".d", ".cmd", ".new.o"))
-        command = [*compiler, *flags, "-c", str(source), "-MMD", "-MF", str(depfile), "-o", str(fresh)]
-        signature = " ".join([*command, version])
-        if self._is_current(target, depfile, stamp, signature):
-            return False
-        self._run(command)
-        os.replace(fresh, target)
-        stamp.write_text(signature)
-        return True
-
-    def _is_current(self, target: Path, depfile: Path, stamp: Path, signature: str) -> bool:
-        if self.force or not (target.exists() and depfile.exists() and stamp.exists()):
-            return False
-        if stamp.read_text() != signature:
-            return False
-        dependencies = depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
-        built = target.stat().st_mtime
-        return all(os.path.exists(name) and os.path.getmtime(name) <= built for name in dependencies)
-
-    @staticmethod
-    def _run(command: list[str]) -> None:
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.stderr:
-            print(result.stderr, file=sys.stderr, flush=True)
-        if result.returncode != 0:
-            raise RuntimeError(
-                f"building the extension failed: {shlex.join(command)}\n{result.stderr}\n"
-                "Set DYNCP_NO_EXTENSION=1 to install the pure-Python package instead."
-            )
 
     def get_source_files(self) -> list[str]:
         """Headers and sources, so that a source distribution can be built from."""

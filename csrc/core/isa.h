@@ -2,7 +2,8 @@
 //
 // Every source in csrc/core/kernels/ is compiled once per instruction set, with DYNCP_ISA set to its name, into
 // namespace dyncp::<name>.  Such a source exports tables of function pointers; callers pick the table of the active
-// set.  Of avx512vnni there are only the streaming kernels, which alone gain by it; all others are those of avx512.
+// set.  Of avx512vnni there are only the streaming kernels, which alone gain by it, and of amx all others: tiles are of
+// no use to a few frames.
 //
 //   struct ScaleKernels { void (*scale)(float* values, int64_t count, float factor); };
 //   DYNCP_DECLARE_KERNELS(ScaleKernels, scale_kernels)               // in the header, at global scope

@@ -51,9 +51,20 @@ namespace dyncp {
 // Those of the active set.
 inline const StreamKernels& active_stream_kernels() {
 #if defined(__x86_64__)
-  if (active_isa() == Isa::avx512vnni) return avx512vnni::stream_kernels;
-#endif
+  switch (active_isa()) {
+    case Isa::avx2:
+      return avx2::stream_kernels;
+    case Isa::avx512:
+      return avx512::stream_kernels;
+    case Isa::avx512vnni:
+    case Isa::amx:
+      return avx512vnni::stream_kernels;
+    default:
+      return portable::stream_kernels;
+  }
+#else
   return DYNCP_KERNELS(StreamKernels, stream_kernels);
+#endif
 }
 
 }  // namespace dyncp

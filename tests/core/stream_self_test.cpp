@@ -323,6 +323,22 @@ void check_unread(int site, Precision precision) {
   dyncp::step_frames(model, dyncp::one_stream({state.get(), 0}), features.data(), 4, masks.data(), nullptr);
   expect(taken > 20 && std::isfinite(masks.back()), "pruned rows of site " + std::to_string(site) + " are not read",
          taken);
+  Memory states(std::aligned_alloc(64, 4 * model.state_bytes));
+  for (int i = 0; i < 4; ++i) {
+    dyncp::initialise_state(model, {1, 1}, static_cast<char*>(states.get()) + i * model.state_bytes);
+  }
+  struct {
+    char* states;
+    int64_t bytes;
+  } const source = {static_cast<char*>(states.get()), model.state_bytes};
+  const auto get = [](const void* from, int64_t i) {
+    const auto& all = *static_cast<const decltype(source)*>(from);
+    return dyncp::Stream{all.states + i * all.bytes, 0};
+  };
+  std::fill(masks.begin(), masks.end(), NAN);
+  dyncp::step_frames(model, {0, 4, &source, get}, features.data(), 1, masks.data(), nullptr);
+  expect(std::isfinite(masks.front()) && std::isfinite(masks.back()),
+         "pruned rows of site " + std::to_string(site) + " are not read by streams in step", masks.back());
   // A shift that keeps every channel must stumble over those pages, else they prove nothing.
   std::fflush(stdout);
   const pid_t child = fork();

@@ -1,10 +1,9 @@
 """The core alone: compiled without torch and Python, run natively and as NEON code under emulation."""
 
-import functools
 import importlib.util
+import shlex
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +16,9 @@ from dyncp_kernels.nn import ConvFSENet
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-# Parts of the core, each with a self-test: the sources, and those that are compiled once per instruction set.
-PARTS = {
-    "stream": (
-        ["isa", "json", "model_file", "dyncp", "stream_model", "stream_engine", "stream_calibration"],
-        ["stream_step", "stream_transform"],
-    ),
-    "offline": (
-        ["isa", "gated_conv", "pointwise", "channel_gate"],
-        # Those that compile longest come first.
-        ["pointwise", "gated_conv", "gated_conv_step", "gated_conv_backward", "channel_gate"],
-    ),
-}
-ARM_SETS = {"portable": [], "neon": []}
-FLAGS = ["-O2", "-std=gnu++17", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-ffp-contract=fast", "-fno-math-errno"]
+ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+PARTS = ["stream", "offline"]  # of the core, each with a self-test
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
 
 def load_setup():
@@ -44,52 +32,51 @@ def load_setup():
 SETUP = load_setup()
 
 
-def build_part(part: str, folder: Path, compiler: str, sets: dict[str, list[str]], common: list[str]) -> list[str]:
-    """Object files of a part of the core for one processor."""
-    sources, kernels = PARTS[part]
-    jobs = [([], CSRC / "core" / f"{name}.cpp", folder / f"{name}.o") for name in sources]
-    for name in kernels:
-        for isa, flags in sets.items():
-            if not SETUP.has_kernels(isa, name):
-                continue
-            source, target = CSRC / "core" / "kernels" / f"{name}.cpp", folder / f"{name}.{isa}.o"
-            jobs.append(([*flags, f"-DDYNCP_ISA={isa}"], source, target))
-
-    def compile_one(job):
-        flags, source, target = job
-        subprocess.run([compiler, *FLAGS, *common, *flags, f"-I{CSRC}", "-c", source, "-o", target], check=True)
-        return str(target)
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compile_one, jobs))
-
-
 def run_self_test(part: str, folder: Path, build: list, objects: list[str], run: list, arguments: list[str]) -> str:
     """What the self-test of a part prints; `build` is the compiler with flags, `run` what starts the program."""
     source, program = Path(__file__).with_name(f"{part}_self_test.cpp"), folder / "self_test"
-    subprocess.run([*build, *FLAGS, f"-I{CSRC}", source, *objects, "-o", program], check=True)
+    flags = ["-O2", "-std=gnu++17", *WARNINGS, f"-I{CSRC}"]
+    subprocess.run([*build, *flags, source, *objects, "-o", program], check=True)
     result = subprocess.run([*run, program, *arguments], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, "\n".join(line for line in result.stdout.splitlines() if not line.startswith("ok"))
     return result.stdout
 
 
 @pytest.fixture(scope="module")
-def native_part(tmp_path_factory):
-    """Gives the object files of a part for this processor, built once."""
-    if shutil.which("g++") is None or shutil.which("gcc") is None:
-        pytest.skip("gcc and g++ are needed to build the core")
-    return functools.cache(
-        lambda part: build_part(part, tmp_path_factory.mktemp(part), "g++", *SETUP.instruction_sets(["g++"]))
-    )
+def compiler():
+    """The compiler of the package's own build, with the flags that its objects ask for."""
+    found = SETUP.find_compiler()
+    if found is None:
+        pytest.skip("a C++ compiler is needed to build the core")
+    return [*shlex.split(found), *SETUP.further_flags()]
 
 
 @pytest.fixture(scope="module")
-def example(native_part, tmp_path_factory):
+def native_objects():
+    """The objects of the core in the package's own build, brought up to date."""
+    jobs = SETUP.core_jobs(shlex.split(SETUP.find_compiler()))
+    with SETUP.building():
+        SETUP.compile_changed(jobs)
+    return [str(job.target) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def arm_objects(tmp_path_factory):
+    """Those for aarch64, where every warning is an error."""
+    folder = tmp_path_factory.mktemp("arm")
+    jobs = [job._replace(flags=[*job.flags, *WARNINGS]) for job in SETUP.core_jobs([ARM_COMPILER], "aarch64", folder)]
+    SETUP.compile_changed(jobs)
+    return [str(job.target) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def example(compiler, native_objects, tmp_path_factory):
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is needed to build the example")
     folder = tmp_path_factory.mktemp("example")
     source, target = CSRC / "example" / "enhance_wav.c", folder / "enhance_wav.o"
-    flags = ["-O2", "-std=c99", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["gcc", *flags, f"-I{CSRC}", "-c", source, "-o", target], check=True)
-    subprocess.run(["g++", target, *native_part("stream"), "-o", folder / "enhance_wav"], check=True)
+    subprocess.run(["gcc", "-O2", "-std=c99", *WARNINGS, f"-I{CSRC}", "-c", source, "-o", target], check=True)
+    subprocess.run([*compiler, target, *native_objects, "-o", folder / "enhance_wav"], check=True)
     return folder / "enhance_wav"
 
 
@@ -106,22 +93,21 @@ def write_wav(path: Path, samples: np.ndarray, rate: int = 16000) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_core_equals_plain_loops_on_every_instruction_set(native_part, tmp_path, part):
-    printed = run_self_test(part, tmp_path, ["g++"], native_part(part), [], [])
+def test_core_equals_plain_loops_on_every_instruction_set(compiler, native_objects, tmp_path, part):
+    printed = run_self_test(part, tmp_path, compiler, native_objects, [], [])
     assert "ok   portable" in printed
     assert part != "stream" or "are not read" in printed
 
 
+@pytest.mark.skipif(
+    not (shutil.which(ARM_COMPILER) and shutil.which(ARM_EMULATOR)),
+    reason=f"NEON is tested with {ARM_COMPILER} and {ARM_EMULATOR}",
+)
 @pytest.mark.parametrize("part", PARTS)
-def test_core_equals_plain_loops_as_neon_code(tmp_path, part):
-    compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64"
-    missing = [tool for tool in (compiler, emulator) if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"NEON is tested with a cross compiler and an emulator (missing: {', '.join(missing)})")
-    objects = build_part(part, tmp_path, compiler, ARM_SETS, [])
+def test_core_equals_plain_loops_as_neon_code(arm_objects, tmp_path, part):
     # The emulator maps pages as it likes, so pages are taken away natively only.
     arguments = ["--no-page-protection"] if part == "stream" else []
-    printed = run_self_test(part, tmp_path, [compiler, "-static"], objects, [emulator], arguments)
+    printed = run_self_test(part, tmp_path, [ARM_COMPILER, "-static"], arm_objects, [ARM_EMULATOR], arguments)
     assert "ok   neon" in printed
 
 
