@@ -1,6 +1,5 @@
 #include "core/dyncp.h"
 
-#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -9,24 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "core/aligned_memory.h"
 #include "core/isa.h"
 #include "core/model_file.h"
 #include "core/stream_engine.h"
 #include "core/stream_model.h"
 
 namespace {
-
-struct Freeing {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-using Memory = std::unique_ptr<void, Freeing>;
-
-Memory allocate(int64_t bytes) {
-  Memory memory(std::aligned_alloc(dyncp::kLine, static_cast<size_t>(bytes)));
-  if (!memory) throw std::bad_alloc();
-  return memory;
-}
 
 // A fixed buffer, so that reporting a lack of memory needs none.
 thread_local char last_error[512] = "";
@@ -63,7 +51,7 @@ struct dyncp_model {
 
 struct dyncp_stream {
   dyncp_model model;  // keeps the packed weights alive
-  Memory state;
+  dyncp::Memory state;
   std::vector<uint8_t> gates;
   float shift = 0.0f;
   bool is_in_call = false;
@@ -127,7 +115,7 @@ dyncp_status dyncp_model_parse(const void* bytes, int64_t count, const char* pre
   return guarded(DYNCP_INVALID_MODEL, [&] {
     const dyncp::FoldedFile file = dyncp::parse_folded_file(static_cast<const uint8_t*>(bytes), count);
     auto made = std::make_unique<dyncp_model>();
-    made->packed = allocate(dyncp::packed_bytes(file.view, kind));
+    made->packed = dyncp::allocate(dyncp::packed_bytes(file.view, kind));
     dyncp::pack_model(file.view, kind, made->packed.get());
     *model = made.release();
   });
@@ -179,7 +167,7 @@ dyncp_status dyncp_stream_create(const dyncp_model* model, dyncp_stream** stream
     const dyncp::PackedHeader& header = model->header();
     auto made = std::make_unique<dyncp_stream>();
     made->model = *model;
-    made->state = allocate(header.state_bytes);
+    made->state = dyncp::allocate(header.state_bytes);
     made->gates.resize(static_cast<size_t>(header.geometry.blocks) * header.gates);
     dyncp::initialise_state(header, dyncp::calibrated_crossover(header), made->state.get());
     *stream = made.release();

@@ -2,12 +2,11 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <cstdlib>
-#include <memory>
 #include <mutex>
 #include <random>
 #include <vector>
 
+#include "core/aligned_memory.h"
 #include "core/isa.h"
 #include "core/stream_engine.h"
 #include "core/stream_model.h"
@@ -21,17 +20,6 @@ constexpr int kFrames = 2;
 constexpr double kGain = 0.97;  // reading every row must win by more than the noise
 // Where nearly all are kept, reading them in order is never slower.
 constexpr float kMostCrossover = 0.97f;
-
-struct Freeing {
-  void operator()(void* memory) const { std::free(memory); }
-};
-using Memory = std::unique_ptr<void, Freeing>;
-
-Memory allocate(int64_t bytes) {
-  Memory memory(std::aligned_alloc(kLine, bytes));
-  if (!memory) throw std::bad_alloc();
-  return memory;
-}
 
 // A network of the model's geometry and gates with random weights, whose gate scores are plain numbers in the packed
 // model, so that they can be drawn anew for every frame: independent random gates, the worst case for caches.

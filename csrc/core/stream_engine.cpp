@@ -1,6 +1,6 @@
 #include "core/stream_engine.h"
 
-#include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -14,12 +14,24 @@ constexpr char kMagic[8] = {'D', 'Y', 'N', 'C', 'P', 'S', '0', '1'};
 
 void fail(const std::string& text) { throw std::invalid_argument(text); }
 
-// Calls use(index of the first one, frames, how many) for all frames of all streams, stream after stream, in chunks
-// that go through the network together; use() fills in features and masks.
+// Whether other work has probably used the caches since this thread's last call, as between the frames of a stream that
+// come from a microphone.
+bool caches_are_cold() {
+  constexpr std::chrono::milliseconds kPause(1);
+  thread_local std::chrono::steady_clock::time_point last;
+  const auto now = std::chrono::steady_clock::now();
+  const bool are_cold = now - last > kPause;
+  last = now;
+  return are_cold;
+}
+
+// Calls use(index of the first one, frames, how many, whether caches are cold) for all frames of all streams, stream
+// after stream, in chunks that go through the network together; use() fills in features and masks.
 template <class Use>
 void for_chunks(const PackedHeader& model, const Streams& streams, int64_t frames, uint8_t* gates, Use use) {
   const int64_t gates_of_frame = int64_t{model.geometry.blocks} * model.gates;
   StreamFrame chunk[kTileFrames];
+  bool are_cold = caches_are_cold();
   int64_t index = 0;
   int count = 0;
   for (int64_t i = 0; i < streams.count; ++i) {
@@ -28,12 +40,13 @@ void for_chunks(const PackedHeader& model, const Streams& streams, int64_t frame
       chunk[count++] = {stream.state, nullptr, nullptr, gates == nullptr ? nullptr : gates + index * gates_of_frame,
                         stream.shift};
       if (count == kTileFrames) {
-        use(index + 1 - count, chunk, count);
+        use(index + 1 - count, chunk, count, are_cold);
+        are_cold = false;
         count = 0;
       }
     }
   }
-  if (count > 0) use(index - count, chunk, count);
+  if (count > 0) use(index - count, chunk, count, are_cold);
 }
 
 }  // namespace
@@ -75,12 +88,12 @@ void step_frames(const PackedHeader& model, const Streams& streams, const float*
                  uint8_t* gates) {
   const StreamKernels& kernels = active_stream_kernels();
   const Geometry& g = model.geometry;
-  for_chunks(model, streams, frames, gates, [&](int64_t first, StreamFrame* chunk, int count) {
+  for_chunks(model, streams, frames, gates, [&](int64_t first, StreamFrame* chunk, int count, bool are_cold) {
     for (int i = 0; i < count; ++i) {
       chunk[i].features = features + (first + i) * g.bins;
       chunk[i].mask = masks + (first + i) * g.bins;
     }
-    kernels.step(model, chunk, count);
+    kernels.step(model, chunk, count, are_cold);
   });
 }
 
@@ -91,7 +104,7 @@ void enhance_hops(const PackedHeader& model, const Streams& streams, const float
   if (!model.has_transform) {
     fail("n_fft must be a power of two of at least 8 for samples (got " + std::to_string(g.n_fft) + ")");
   }
-  for_chunks(model, streams, hops, gates, [&](int64_t first, StreamFrame* chunk, int count) {
+  for_chunks(model, streams, hops, gates, [&](int64_t first, StreamFrame* chunk, int count, bool are_cold) {
     int places[kTileFrames];  // of frames among those of their stream
     for (int i = 0; i < count; ++i) {
       void* state = chunk[i].state;
@@ -100,7 +113,7 @@ void enhance_hops(const PackedHeader& model, const Streams& streams, const float
       chunk[i].features = at<float>(state, model.features) + int64_t{places[i]} * model.bins_padded;
       chunk[i].mask = at<float>(state, model.mask) + int64_t{places[i]} * model.bins_padded;
     }
-    kernels.step(model, chunk, count);
+    kernels.step(model, chunk, count, are_cold);
     for (int i = 0; i < count; ++i) {
       kernels.synthesise(model, chunk[i].state, places[i], enhanced + (first + i) * g.hop);
     }

@@ -31,8 +31,8 @@ struct StreamFrame {
 
 struct StreamKernels {
   // At most kTileFrames frames, those of one stream side by side in their order.  A stream's last gates stay in its
-  // state as bits.
-  void (*step)(const PackedHeader& model, const StreamFrame* frames, int count);
+  // state as bits.  Where the caches are cold, what the frames will read is asked for beforehand.
+  void (*step)(const PackedHeader& model, const StreamFrame* frames, int count, bool are_cold);
   // One hop of samples to the spectrum and the features of one place, below kTileFrames, in the state.
   void (*analyse)(const PackedHeader& model, void* state, int place, const float* samples);
   // The spectrum of that place, scaled by its mask in the state, to one hop of samples.

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "core/aligned_memory.h"
 #include "core/isa.h"
 #include "core/model_file.h"
 #include "core/stream_engine.h"
@@ -110,18 +111,19 @@ uint8_t* gates_of(const Check& check, const StreamBatch& batch, int64_t frames, 
   return static_cast<uint8_t*>(gates->mutable_data_ptr());
 }
 
+void free_memory(void* memory) { Freeing()(memory); }
+
 Tensor stream_pack(Tensor folded, std::string precision) {
   const std::string op = "stream_pack";
   check_flat_bytes({op}, "folded", folded);
   return run(op, [&] {
     const Precision kind = precision_named(precision);
     const FoldedFile file = parse_folded_file(static_cast<const uint8_t*>(folded.const_data_ptr()), folded.numel());
-    Tensor packed = torch::stable::empty({packed_bytes(file.view, kind)}, ScalarType::Byte);
-    if (reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % kLine != 0) {
-      throw std::runtime_error("the CPU allocator must align tensors to 64 bytes");
-    }
-    pack_model(file.view, kind, packed.mutable_data_ptr());
-    return packed;
+    const int64_t bytes = packed_bytes(file.view, kind);
+    Memory memory = allocate(bytes);
+    pack_model(file.view, kind, memory.get());
+    const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+    return torch::stable::from_blob(memory.release(), {bytes}, {1}, cpu, ScalarType::Byte, free_memory);
   });
 }
 

@@ -361,11 +361,13 @@ DYNCP_INLINE void store_listed(float* products, const int32_t* list, int first, 
 }
 #endif
 
-// Stores the products of the rows on the list, which multiply(rows, count) gives for a vector of them.
-template <class Multiply>
+// Stores the products of the rows on the list, which multiply(rows, count) gives for a vector of them; before each,
+// calls before(index of its first row).
+template <class Multiply, class Before>
 DYNCP_INLINE void multiply_listed(const int32_t* list, int count, const char* weights, int64_t stride, float* products,
-                                  Multiply multiply) {
+                                  Multiply multiply, Before before) {
   for (int first = 0; first < count; first += kWidth) {
+    before(first);
     const char* rows[kWidth];
     for (int r = 0; r < kWidth; ++r) rows[r] = weights + list[first + r] * stride;
     const int filled = least(kWidth, count - first);

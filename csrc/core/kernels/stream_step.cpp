@@ -1,5 +1,6 @@
 #include "core/kernels/stream_step.h"
 
+#include "core/kernels/stream_ahead.h"
 #include "core/kernels/stream_gates.h"
 #include "core/kernels/stream_math.h"
 #include "core/kernels/stream_products.h"
@@ -71,17 +72,16 @@ void hidden_listed(const PackedHeader& h, const PackedBlock& b, const History& h
       });
 }
 
-// Products of W_in with only the kept channels, given by their indices (whole vectors of them, the surplus repeated).
-//
-// No software prefetch here: measured on an out-of-order core with float32 rows, it only lost time (its requests share
-// the few line fill buffers with the loads), at every density and for random gates as well.
-template <Precision P>
-void multiply_hidden_rows(const PackedHeader& h, const PackedBlock& b, void* state, const int32_t* list, int count,
-                          const float* values, float* products) {
+// Products of W_in with only the kept channels, given by their indices (whole vectors of them, the surplus repeated);
+// before(i) is called before row i, i a multiple of the vector.
+template <Precision P, class Before>
+DYNCP_INLINE void multiply_hidden_rows(const PackedHeader& h, const PackedBlock& b, void* state, const int32_t* list,
+                                       int count, const float* values, float* products, Before before) {
   const Activations<P> x(DigitOrder::woven, h, state, values, h.channels_padded);
   multiply_listed(
       list, count, at<char>(&h, b.hidden_rows), h.hidden_row_stride, products,
-      [&](const char* const* rows, int filled) { return multiply_rows<P>(rows, filled, x, h.channels_padded); });
+      [&](const char* const* rows, int filled) { return multiply_rows<P>(rows, filled, x, h.channels_padded); },
+      before);
 }
 
 // ---- the output half: x += W_out z + b_out
@@ -101,15 +101,17 @@ void out_listed(const PackedHeader& h, const PackedBlock& b, const uint16_t* lis
 
 // Products of W_out with only the kept outputs; with hidden bits, weights of pruned hidden channels are dropped by
 // selection.
-template <Precision P>
-void multiply_out_rows(const PackedHeader& h, const PackedBlock& b, void* state, const int32_t* list, int count,
-                       const float* values, const uint16_t* hidden_bits, float* products) {
+template <Precision P, class Before>
+DYNCP_INLINE void multiply_out_rows(const PackedHeader& h, const PackedBlock& b, void* state, const int32_t* list,
+                                    int count, const float* values, const uint16_t* hidden_bits, float* products,
+                                    Before before) {
   const Activations<P> z(DigitOrder::woven, h, state, values, h.hidden_padded);
   const char* weights = at<char>(&h, b.out_rows);
-  multiply_listed(list, count, weights, h.out_row_stride, products, [&](const char* const* rows, int filled) {
+  const auto multiply = [&](const char* const* rows, int filled) {
     return hidden_bits != nullptr ? multiply_rows<P, true>(rows, filled, z, h.hidden_padded, hidden_bits)
                                   : multiply_rows<P>(rows, filled, z, h.hidden_padded);
-  });
+  };
+  multiply_listed(list, count, weights, h.out_row_stride, products, multiply, before);
 }
 
 DYNCP_INLINE void add_output(const uint16_t* bits, int place, Floats sum, float* x) {
@@ -122,11 +124,13 @@ DYNCP_INLINE void add_output(const uint16_t* bits, int place, Floats sum, float*
 // Frames that go through the network together, each with a row of everything: of one stream, or of several.
 struct Chunk {
   int frames;
-  void* room;  // the state in which the rows lie
+  int block;      // at hand
+  bool are_cold;  // the caches
+  void* room;     // the state in which the rows lie
   void* states[kTileFrames];
   int64_t before[kTileFrames];  // frames of the stream before this one
   float *x[kTileFrames], *z[kTileFrames], *sums[kTileFrames], *reduced[kTileFrames];
-  // Of the block at hand; bits are null without such gates.
+  // Of that block; bits are null without such gates.
   FrameGates gates[kTileFrames];
   const uint16_t *hidden_bits[kTileFrames], *out_bits[kTileFrames];
 
@@ -154,6 +158,39 @@ bool reads_out_rows(const Geometry& g, Kept kept) {
   return g.gates_out && int64_t{kept.out} * g.hidden < int64_t{kept.hidden} * g.channels;
 }
 
+// The rows of W_in, or with `of_outputs` of W_out, that block n will read for the next frame of a stream if it keeps
+// what the last one kept: none where it reads all, or where there is no such block.
+RowsAhead expected_rows(const PackedHeader& h, int n, void* state, bool of_outputs) {
+  if (n >= h.geometry.blocks) return {};
+  const PackedBlock& b = packed_blocks(h)[n];
+  const Kept kept = at<Kept>(state, h.kept)[n];
+  if (of_outputs) {
+    if (reads_all_outputs(h, state, kept)) return {};
+    return {at<char>(&h, b.out_rows), h.out_row_stride, at<int32_t>(state, b.out_list), kept.out};
+  }
+  if (!h.geometry.gates_hidden || reads_all_hidden(h, state, kept)) return {};
+  return {at<char>(&h, b.hidden_rows), h.hidden_row_stride, at<int32_t>(state, b.hidden_list), kept.hidden};
+}
+
+// Asks for what a gated block n will read for the next frame of a stream, but for rows.  Matrices that are read whole
+// are left to the processor, which sees that they are read in order.
+void ask_for_block(const PackedHeader& h, int n, void* state, int64_t frames) {
+  // Else a compiler that sees no effect in this function leaves out its calls.
+  __asm__ volatile("");
+  const Geometry& g = h.geometry;
+  const PackedBlock& b = packed_blocks(h)[n];
+  if (g.gate_kind == GateKind::pooled) {
+    ask_for(at<char>(&h, b.gate_reduce.weights), g.gate_width * row_bytes(kGatePrecision, h.channels_padded));
+    ask_for(at<char>(&h, b.gate_expand.bias), int64_t{4} * h.gates_padded);
+    ask_for(at<char>(&h, b.gate_expand.weights), g.gate_width * row_bytes(kGatePrecision, h.gates_padded));
+    ask_for(at<char>(state, b.pool), int64_t{4} * h.channels_padded);
+  }
+  ask_for(at<char>(&h, b.b_dw), int64_t{4} * h.hidden_padded);
+  ask_for(at<char>(&h, b.w_dw), int64_t{4} * h.hidden_padded * g.taps);
+  const History history = find_history(h, b, state, frames);
+  for (int k = 0; k < g.taps; ++k) ask_for(history.rows[k], int64_t{4} * h.hidden_padded);
+}
+
 // With hidden gates, what comes before W_out, for one frame alone, whose kept channels are listed.
 template <Precision P>
 void expand_alone(const PackedHeader& h, const PackedBlock& b, const Chunk& chunk, int t) {
@@ -166,7 +203,17 @@ void expand_alone(const PackedHeader& h, const PackedBlock& b, const Chunk& chun
     multiply_panels<P>(h, state, b.w_in, chunk.x[t], [&](int place, Floats sum) { store(z + place, sum); });
     hidden_dense(h, b, history, bits, z, z);
   } else {
-    multiply_hidden_rows<P>(h, b, state, at<int32_t>(state, b.hidden_list), kept.hidden, chunk.x[t], products);
+    const auto* list = at<int32_t>(state, b.hidden_list);
+    RowsAhead columns, next;
+    if (chunk.are_cold) {
+      columns = {at<char>(&h, b.hidden_columns), h.hidden_column_stride, list, kept.hidden};
+      next = expected_rows(h, chunk.block + 1, state, false);
+    }
+    multiply_hidden_rows<P>(h, b, state, list, kept.hidden, chunk.x[t], products, [&](int first) DYNCP_INLINED {
+      columns.ask(first, first + kWidth);
+      next.ask(first, first + kWidth);
+    });
+    next.ask((kept.hidden + kWidth - 1) / kWidth * kWidth, next.count);
     hidden_listed<P>(h, b, history, bits, bits, products, z);
   }
 }
@@ -182,8 +229,11 @@ void project_alone(const PackedHeader& h, const PackedBlock& b, const Chunk& chu
   const auto add = [&](int place, Floats sum) DYNCP_INLINED { add_output(bits, place, sum, x); };
   if (g.gates_hidden && !has_outputs(g, kept)) return;
   if (g.gates_hidden ? reads_out_rows(g, kept) : !reads_all_outputs(h, state, kept)) {
+    RowsAhead next;
+    if (chunk.are_cold) next = expected_rows(h, chunk.block + 1, state, true);
     multiply_out_rows<P>(h, b, state, at<int32_t>(state, b.out_list), kept.out, chunk.z[t], chunk.hidden_bits[t],
-                         products);
+                         products, [&](int first) DYNCP_INLINED { next.ask(first, first + kWidth); });
+    next.ask((kept.out + kWidth - 1) / kWidth * kWidth, next.count);
     out_listed<P>(h, b, bits, bits, products, x);
   } else if (g.gates_hidden) {
     multiply_columns<P>(h, state, b.w_out, at<char>(&h, b.hidden_columns), h.hidden_column_stride,
@@ -358,6 +408,7 @@ template <Precision P>
 void run_block(const PackedHeader& h, int n, const StreamFrame* frames, Chunk& chunk) {
   const Geometry& g = h.geometry;
   const PackedBlock& b = packed_blocks(h)[n];
+  chunk.block = n;
   if (g.gate_kind == GateKind::pooled) {
     for (int t = 0; t < chunk.frames; ++t) {
       reduce(h, b, chunk.states[t], chunk.before[t], chunk.x[t], chunk.reduced[t]);
@@ -384,10 +435,11 @@ void run_block(const PackedHeader& h, int n, const StreamFrame* frames, Chunk& c
 }
 
 template <Precision P>
-void step_with(const PackedHeader& h, const StreamFrame* frames, int count) {
+void step_with(const PackedHeader& h, const StreamFrame* frames, int count, bool are_cold) {
   const Geometry& g = h.geometry;
   Chunk chunk{};
   chunk.frames = count;
+  chunk.are_cold = are_cold;
   void* room = chunk.room = frames[0].state;
   const float* inputs[kTileFrames] = {};
   for (int t = 0; t < count; ++t) {
@@ -400,9 +452,23 @@ void step_with(const PackedHeader& h, const StreamFrame* frames, int count) {
     chunk.sums[t] = at<float>(room, h.sums) + int64_t{t} * h.sums_stride;
     chunk.reduced[t] = at<float>(room, h.reduced) + int64_t{t} * h.gate_width_padded;
   }
+  const auto look_ahead = [&](int n) {
+    if (!are_cold || g.gate_kind == GateKind::none || n >= g.blocks) return;
+    ask_for_block(h, n, room, chunk.before[0]);
+    // Those of a frame alone are asked for while the rows of the block before are multiplied.
+    if (n > 0 && count == 1) return;
+    for (bool of_outputs : {false, true}) {
+      const RowsAhead rows = expected_rows(h, n, room, of_outputs);
+      rows.ask(0, rows.count);
+    }
+  };
+  look_ahead(0);
   multiply_panels_of_frames<P>(h, room, h.front, count, inputs, chunk.x,
                                [&](int t, int place, Floats sum) { store(chunk.x[t] + place, relu<float>(sum)); });
-  for (int n = 0; n < g.blocks; ++n) run_block<P>(h, n, frames, chunk);
+  for (int n = 0; n < g.blocks; ++n) {
+    look_ahead(n + 1);
+    run_block<P>(h, n, frames, chunk);
+  }
   for (int t = 0; t < count; ++t) ++static_cast<StateHeader*>(frames[t].state)->frames;
   multiply_panels_of_frames<P>(h, room, h.back, count, chunk.x, chunk.sums, [&](int t, int place, Floats logits) {
     float* mask = frames[t].mask + place;
@@ -414,18 +480,18 @@ void step_with(const PackedHeader& h, const StreamFrame* frames, int count) {
   });
 }
 
-void step(const PackedHeader& model, const StreamFrame* frames, int count) {
+void step(const PackedHeader& model, const StreamFrame* frames, int count, bool are_cold) {
   switch (model.precision) {
     case Precision::float32:
-      return step_with<Precision::float32>(model, frames, count);
+      return step_with<Precision::float32>(model, frames, count, are_cold);
     case Precision::float16:
-      return step_with<Precision::float16>(model, frames, count);
+      return step_with<Precision::float16>(model, frames, count, are_cold);
     case Precision::bfloat16:
-      return step_with<Precision::bfloat16>(model, frames, count);
+      return step_with<Precision::bfloat16>(model, frames, count, are_cold);
     case Precision::int8:
-      return step_with<Precision::int8>(model, frames, count);
+      return step_with<Precision::int8>(model, frames, count, are_cold);
     case Precision::int24:
-      return step_with<Precision::int24>(model, frames, count);
+      return step_with<Precision::int24>(model, frames, count, are_cold);
   }
 }
 
