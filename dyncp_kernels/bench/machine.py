@@ -16,7 +16,7 @@ import torch
 from dyncp_kernels import __version__
 from dyncp_kernels._extension import LIBRARY, extension_loaded, instruction_set
 
-__all__ = ["machine_header", "read_microseconds"]
+__all__ = ["cache_bytes", "machine_header", "read_microseconds"]
 
 _PACKAGES = ("torch", "numpy", "onnxruntime", "openvino")
 
@@ -79,6 +79,13 @@ def _caches() -> dict[str, str]:
         if level and kind and size:
             sizes[f"L{level}{kind[0].lower() if kind in ('Data', 'Instruction') else ''}"] = size
     return sizes
+
+
+def cache_bytes() -> int:
+    """Size of the largest cache; 32 MB where it cannot be read."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    sizes = [int(text[:-1]) * units[text[-1]] for text in _caches().values() if text[-1] in units]
+    return max(sizes, default=32 * 2**20)
 
 
 def _compiler() -> str | None:

@@ -22,7 +22,8 @@ class Row:
     """One engine on one workload.
 
     Attributes:
-        suite: ``streaming`` (one frame a call), ``precision`` (the same with narrower weights), ``full_path`` (one hop
+        suite: ``streaming`` (one frame a call), ``cold`` (the same with other data in the caches before each call),
+            ``precision`` (one frame a call with narrower weights), ``full_path`` (one hop
             of samples a call), ``chunks`` (some frames of a stream a call), ``streams`` (a frame of each of some
             streams a call) or ``offline`` (a batch of clips a call).
         engine: name of the engine; a narrower dense net carries its hidden width, and what takes samples says how.

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dyncp_kernels.bench.engines import ENGINES, Engine, Run
+from dyncp_kernels.bench.engines.cold_caches import ColdCaches
 from dyncp_kernels.bench.engines.dyncp import EnhancerStream, HopStream, Stream
-from dyncp_kernels.bench.machine import machine_header, read_microseconds
+from dyncp_kernels.bench.machine import cache_bytes, machine_header, read_microseconds
 from dyncp_kernels.bench.masks import Masks, find_recorded, random_masks, read_biases, read_recorded
 from dyncp_kernels.bench.measure import Check, check_offline, check_stream, measure
 from dyncp_kernels.bench.narrower import dense_config, width_of_equal_macs, width_of_equal_time
@@ -35,9 +38,10 @@ _CLIPS = ((1, 500), (16, 250))
 _STREAM_FRAMES = 500
 _CHUNKS = (2, 4, 8)
 _STREAMS = (4, 16, 64)
-_FRAMES_OF_STREAMS = 100
+_FEW_FRAMES = 100
 _CALIBRATION_SHARE = 0.25
 _MANY_FRAMES = 1000
+_COLD_DTYPES = ("float32", "bfloat16", "int8")
 
 Notice = Callable[[str], None]
 
@@ -54,6 +58,7 @@ class Plan:
         config: geometry.
         stream_frames: different frames in a stream.
         clips: (batch, frames) of the offline suite.
+        other_bytes: read between the calls of the cold suite; None for three times the largest cache.
     """
 
     seconds: float = 20.0
@@ -63,6 +68,7 @@ class Plan:
     config: ConvFSENetConfig = field(default_factory=ConvFSENetConfig)
     stream_frames: int = _STREAM_FRAMES
     clips: Sequence[tuple[int, int]] = _CLIPS
+    other_bytes: int | None = None
 
     @property
     def densities(self) -> tuple[float, ...]:
@@ -82,6 +88,7 @@ class Case:
         dtype: of the weights.
         offline: whole clips a call, instead of frames.
         frames: of a call in a stream.
+        is_slow: whether what comes before each call takes long, so that there are fewer.
     """
 
     suite: str
@@ -91,6 +98,7 @@ class Case:
     dtype: str = "float32"
     offline: bool = False
     frames: int = 1
+    is_slow: bool = False
 
 
 def run_suites(names: Sequence[str], plan: Plan, notice: Notice = lambda text: None) -> Results:
@@ -134,7 +142,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, seconds: float, notice: Notice 
     notice(f"{cases[0].suite}: measuring {len(cases)} engines for {seconds:.0f} s")
     # A call on many frames is long enough to hide that its data must come back into the caches.
     many = offline and cases[0].work.batch * cases[0].work.frames > _MANY_FRAMES
-    calls, settle = (1, 0) if many else (3, 1) if offline else (40, 10)
+    calls, settle = (1, 0) if many else (3, 1) if offline else (8, 2) if cases[0].is_slow else (40, 10)
     frames = {str(i): case.work.batch * (case.work.frames if offline else case.frames) for i, case in enumerate(cases)}
     cycle = 1 if offline else min(case.work.frames // case.frames for case in cases)
     timings = measure(runs, frames, cycle=cycle, calls=calls, settle=settle, seconds=seconds, least_rounds=7)
@@ -332,7 +340,7 @@ def _chunks(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> No
 def _streams(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
     """A frame of each of some streams a call, likewise."""
     torch.set_num_threads(plan.threads)
-    frames = min(plan.stream_frames, _FRAMES_OF_STREAMS)
+    frames = min(plan.stream_frames, _FEW_FRAMES)
     for streams in _STREAMS[:1] if plan.quick else _STREAMS:
         static = synthetic_workload(plan.config, streams, frames)
         gated = _shipped_works("streams", plan, notes, streams, frames)
@@ -357,6 +365,34 @@ def _shipped_works(
     return works
 
 
+def _cold(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
+    """One frame a call, with other data in the caches, as between the frames of a live stream."""
+    torch.set_num_threads(plan.threads)
+    other = np.ones((3 * cache_bytes() if plan.other_bytes is None else plan.other_bytes) // 8, np.int64)
+    notes.append(f"cold: {other.nbytes / 2**20:.0f} MB of other data were read before each call")
+    frames = min(plan.stream_frames, _FEW_FRAMES)
+    static = synthetic_workload(plan.config, 1, frames)
+    gated = gated_works(plan, 1, frames, (_MAIN_DENSITY,), notes)
+    engines = [engine for engine in ENGINES.values() if _available(engine, plan, notes)]
+    found = [_case("cold", engine, static, plan, False) for engine in engines if not engine.gated]
+    found += [_case("cold", ENGINES["dyncp gated"], work, plan, False) for work in gated]
+    cases = [case for case in found if case is not None]
+    for work in gated:
+        width = width_of_equal_macs(plan.config, work.macs_per_frame)
+        dense = synthetic_workload(dense_config(plan.config, width), 1, frames)
+        name = f"narrower {width}, MACs of {work.config.site} {work.density:.0%} {work.source}"
+        cases.append(Case("cold", name, dense, partial(Stream, dense, plan.threads)))
+    for dtype in _COLD_DTYPES[1:]:
+        cases.append(Case("cold", _BASELINE, static, partial(Stream, static, plan.threads, dtype), dtype))
+        for work in gated:
+            cases.append(Case("cold", "dyncp gated", work, partial(Stream, work, plan.threads, dtype), dtype))
+    rows += run_cases([_with_cold_caches(case, other) for case in cases], plan, plan.seconds, notice)
+
+
+def _with_cold_caches(case: Case, other: NDArray[np.int64]) -> Case:
+    return replace(case, make=lambda: ColdCaches(case.make(), other), is_slow=True)
+
+
 def _full_path(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
     """Samples in, samples out, by engine and by ``StreamingEnhancer``, beside the network alone on the same frames."""
     works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
@@ -377,6 +413,7 @@ SUITES: dict[str, Callable[[Plan, list[Row], list[str], Notice], None]] = {
     "full_path": _full_path,
     "chunks": _chunks,
     "streams": _streams,
+    "cold": _cold,
     "offline": _offline,
 }
 """The suites by name."""

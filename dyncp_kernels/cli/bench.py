@@ -19,7 +19,9 @@ _FILE_WIDTH = 160
 def bench(
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="streaming, precision, full_path, chunks, streams or offline; may be repeated; default all."),
+        typer.Option(
+            help="streaming, precision, full_path, chunks, streams, cold or offline; may be repeated; default all."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for JSON, CSV, report and figure.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute: fewer engines, densities and clips.")] = False,

@@ -4,6 +4,7 @@ import torch
 
 from dyncp_kernels._extension import extension_loaded
 from dyncp_kernels.bench.engines import ENGINES
+from dyncp_kernels.bench.engines.cold_caches import ColdCaches
 from dyncp_kernels.bench.masks import random_masks
 from dyncp_kernels.bench.measure import check_offline, check_stream
 from dyncp_kernels.bench.workload import hop_workload, shipped_workload, synthetic_workload
@@ -109,6 +110,20 @@ def test_dense_engines_process_clips(name):
 def test_gated_engines_process_clips_with_a_mask_each(name, site):
     work = workload(site, batch=2)
     assert check_offline(prepared(name, "offline", work), work).max_error < 1e-5
+
+
+@needs_extension
+def test_cold_caches_read_other_memory_before_every_call_and_change_nothing_else():
+    work = workload("hidden")
+    reads = []
+
+    class Watched(np.ndarray):
+        def sum(self):
+            reads.append(self.size)
+
+    run = ColdCaches(prepared("dyncp gated", "stream", work), np.ones(800, np.int64).view(Watched))
+    assert check_stream(run, work).max_error < 1e-5
+    assert reads == [100] * FRAMES
 
 
 @needs_extension

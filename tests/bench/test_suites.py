@@ -23,7 +23,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded")
     held = np.random.default_rng(0).random((3, 24, 1)) < 0.25
     write_recorded([list(np.repeat(held, 40, axis=2))], folder / "hidden_25.npz", 40)
-    plan = Plan(0.05, 1, True, folder, CONFIG, stream_frames=60, clips=((2, 20),))
+    plan = Plan(0.05, 1, True, folder, CONFIG, stream_frames=60, clips=((2, 20),), other_bytes=2**20)
     threads = torch.get_num_threads()
     results = run_suites(list(SUITES), plan)
     assert torch.get_num_threads() == threads
@@ -81,6 +81,16 @@ def test_streams_are_rows_of_a_frame_of_each_a_call(results):
     assert {row.engine for row in rows} == {"dyncp static", "PyTorch eager", "ONNX Runtime", "OpenVINO"}
     assert {(row.batch, row.frames) for row in rows} == {(4, 1)}
     assert "streams: gated rows left out, the shipped networks are of another geometry" in results.notes
+
+
+def test_cold_rows_have_rivals_narrower_nets_and_dtypes_beside_them(results):
+    rows = [row for row in results.rows if row.suite == "cold"]
+    assert RIVALS | {"dyncp static", "dyncp gated"} <= {row.engine for row in rows}
+    assert {row.dtype for row in rows if row.engine == "dyncp gated"} == {"float32", "bfloat16", "int8"}
+    gated = {(row.site, row.gates) for row in rows if row.engine == "dyncp gated"}
+    assert gated == {("output", "random"), ("hidden", "random"), ("hidden", "recorded")}
+    assert sum(row.engine.startswith("narrower") for row in rows) == len(gated)
+    assert "cold: 1 MB of other data were read before each call" in results.notes
 
 
 def test_the_full_path_stands_beside_the_network_alone(results):
