@@ -8,13 +8,13 @@
 #include <cmath>
 #include <complex>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/aligned_memory.h"
 #include "core/isa.h"
 #include "core/stream_engine.h"
 #include "core/stream_model.h"
@@ -214,22 +214,17 @@ class Naive {
   int64_t frames_ = 0;
 };
 
-struct Freeing {
-  void operator()(void* memory) const { std::free(memory); }
-};
-using Memory = std::unique_ptr<void, Freeing>;
-
 struct Engine {
-  Memory packed, state;
+  dyncp::Memory packed, state;
   const PackedHeader* model = nullptr;
 
   Engine(const Network& n, Precision precision, dyncp::Crossover crossover) {
     const FoldedView view = n.view();
     const int64_t bytes = dyncp::packed_bytes(view, precision);
-    packed.reset(std::aligned_alloc(64, bytes));
+    packed = dyncp::allocate(bytes);
     dyncp::pack_model(view, precision, packed.get());
     model = &dyncp::checked_model(packed.get(), bytes);
-    state.reset(std::aligned_alloc(64, model->state_bytes));
+    state = dyncp::allocate(model->state_bytes);
     dyncp::initialise_state(*model, crossover, state.get());
   }
 };
@@ -317,13 +312,13 @@ void check_unread(int site, Precision precision) {
       take(b.hidden_columns + c * model.hidden_column_stride, gate);
     }
   }
-  Memory state(std::aligned_alloc(64, model.state_bytes));
+  const dyncp::Memory state = dyncp::allocate(model.state_bytes);
   dyncp::initialise_state(model, {1, 1}, state.get());
   std::vector<float> features(size_t(n.g.bins) * 4, 1.0f), masks(features.size());
   dyncp::step_frames(model, dyncp::one_stream({state.get(), 0}), features.data(), 4, masks.data(), nullptr);
   expect(taken > 20 && std::isfinite(masks.back()), "pruned rows of site " + std::to_string(site) + " are not read",
          taken);
-  Memory states(std::aligned_alloc(64, 4 * model.state_bytes));
+  const dyncp::Memory states = dyncp::allocate(4 * model.state_bytes);
   for (int i = 0; i < 4; ++i) {
     dyncp::initialise_state(model, {1, 1}, static_cast<char*>(states.get()) + i * model.state_bytes);
   }
@@ -350,6 +345,15 @@ void check_unread(int site, Precision precision) {
   waitpid(child, &status, 0);
   expect(WIFSIGNALED(status), "reading every row of site " + std::to_string(site) + " is noticed", status);
   munmap(packed, bytes + page);
+}
+
+void check_allocation() {
+  for (const auto& [bytes, alignment] : {std::pair<int64_t, uintptr_t>(100, 64), {3 << 20, 2 << 20}}) {
+    const dyncp::Memory memory = dyncp::allocate(bytes);
+    std::memset(memory.get(), 1, bytes);
+    expect(reinterpret_cast<uintptr_t>(memory.get()) % alignment == 0,
+           std::to_string(bytes) + " bytes are aligned to " + std::to_string(alignment), 0);
+  }
 }
 
 void check_all(const std::string& isa, bool is_short) {
@@ -394,6 +398,7 @@ void check_all(const std::string& isa, bool is_short) {
 
 int main(int count, char** arguments) {
   const bool is_short = count > 1 && std::strcmp(arguments[1], "--no-page-protection") == 0;
+  check_allocation();
   for (dyncp::Isa isa : dyncp::supported_isas()) check_all(dyncp::isa_name(isa), is_short);
   std::printf("%d failures\n", failures);
   return failures != 0;

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 
 import pytest
 import torch
@@ -146,6 +147,18 @@ def test_chunks_of_every_size_equal_their_frames_to_the_bit(instruction_set, sit
             for block, single in zip(gates, singles[place + t][1]):
                 assert all(a is b or torch.equal(a[t], b[0]) for a, b in zip(block, single))
     assert engine.info["frames"] == len(frames)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("site", ["none", "output", "hidden", "both"])
+def test_a_pause_between_calls_does_not_change_the_masks(instruction_set, site, size):
+    folded = network(site=site, stacks=1)
+    parts = features(folded, 24).split(size)
+    busy, live = StreamEngine(folded), StreamEngine(folded)
+    wanted = [busy.step(part) for part in parts]
+    for part, mask in zip(parts, wanted):
+        time.sleep(0.002)  # now the engine takes it that other work has used the caches
+        assert torch.equal(live.step(part), mask)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
