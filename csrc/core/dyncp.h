@@ -76,7 +76,7 @@ DYNCP_API dyncp_status dyncp_stream_push_frames(dyncp_stream* stream, const floa
                                                 float* masks);
 
 /* The same for `count` different streams of one model, each with `frames` frames: features (count, frames, bins) to
- * masks of that shape.  Masks, gates and shifts are to the bit those of every stream alone. */
+ * masks of that shape, to the bit those of every stream alone. */
 DYNCP_API dyncp_status dyncp_streams_push_frames(dyncp_stream* const* streams, int64_t count, const float* features,
                                                  int64_t frames, float* masks);
 
