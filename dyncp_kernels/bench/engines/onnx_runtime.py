@@ -3,6 +3,7 @@
 # ruff: noqa: D102 (the methods are described in Run)
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyncp_kernels._optional import require
-from dyncp_kernels.bench.engines.chunks import GraphChunks
+from dyncp_kernels.bench.engines.graph_runs import GraphChunks, GraphStream
 from dyncp_kernels.bench.engines.interface import Run, flat_gates
-from dyncp_kernels.bench.engines.tap_rings import TapRings, frame_rows, gate_rows
+from dyncp_kernels.bench.engines.tap_rings import frame_rows
 from dyncp_kernels.bench.graphs import offline_graph, stream_graph, stream_graph_with_histories
 from dyncp_kernels.bench.workload import Workload
 
-__all__ = ["HistoryStream", "Offline", "Stream", "chunks"]
+__all__ = ["HistoryStream", "Offline", "chunks", "stream"]
 
 Array = NDArray[np.float32]
 
@@ -39,52 +40,22 @@ class _Session:
             binding.bind_ortvalue_output(item.name, self._value(arrays[item.name]))
         return binding
 
+    def prepare(self, arrays: dict[str, Array]) -> Callable[[], object]:
+        """What runs the graph on the arrays of these names, in place."""
+        return partial(self.session.run_with_iobinding, self.binding(arrays))
+
     def _value(self, array: Array) -> Any:
         return self._runtime.OrtValue.ortvalue_from_numpy(array)
 
 
-class Stream(Run):
-    """One frame of each stream a call; the depthwise histories stay where the last frames wrote them.
-
-    There is one binding for each position of the rings of histories, made beforehand.
-    """
-
-    def __init__(self, work: Workload, threads: int):
-        config = work.config
-        self._frames = frame_rows(work)
-        self._gates = gate_rows(work)
-        self._input = np.zeros_like(self._frames[0])
-        self._mask = np.zeros_like(self._frames[0])
-        self._rings = TapRings(config, work.batch)
-        session = _Session(stream_graph(work.network, streams=work.batch), threads)
-        fixed = {"features": self._input, "mask": self._mask}
-        if self._gates is not None:
-            self._gate_input = np.zeros_like(self._gates[0])
-            fixed["gates"] = self._gate_input
-        self._bindings = [session.binding({**fixed, **arrays}) for arrays in self._rings.positions]
-        self._run = session.session.run_with_iobinding
-        self.reset()
-
-    def reset(self) -> None:
-        self._rings.clear()
-        self._position = 0
-
-    def __call__(self, frame: int) -> None:
-        np.copyto(self._input, self._frames[frame])
-        if self._gates is not None:
-            np.copyto(self._gate_input, self._gates[frame])
-        self._run(self._bindings[self._position])
-        self._position = (self._position + 1) % len(self._bindings)
-
-    def mask(self) -> Array:
-        return self._mask.copy()
+def stream(work: Workload, threads: int) -> Run:
+    """One frame of each stream a call."""
+    return GraphStream(work, _Session(stream_graph(work.network, streams=work.batch), threads).prepare)
 
 
 def chunks(work: Workload, threads: int, frames: int) -> Run:
     """Some frames a call, without gates."""
-    session = _Session(stream_graph(work.network, frames), threads)
-    run = session.session.run_with_iobinding
-    return GraphChunks(work, frames, lambda arrays: partial(run, session.binding(arrays)))
+    return GraphChunks(work, frames, _Session(stream_graph(work.network, frames), threads).prepare)
 
 
 class HistoryStream(Run):

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyncp_kernels._optional import require
-from dyncp_kernels.bench.engines.chunks import GraphChunks
+from dyncp_kernels.bench.engines.graph_runs import GraphChunks, GraphStream
 from dyncp_kernels.bench.engines.interface import Run, flat_gates
-from dyncp_kernels.bench.engines.tap_rings import TapRings, frame_rows, gate_rows
 from dyncp_kernels.bench.graphs import offline_graph, stream_graph
 from dyncp_kernels.bench.workload import Workload
 
-__all__ = ["Offline", "Stream", "chunks"]
+__all__ = ["Offline", "chunks", "stream"]
 
 Array = NDArray[np.float32]
 
@@ -41,57 +40,26 @@ class _Compiled:
             request.set_tensor(port, self._openvino.Tensor(arrays[name], shared_memory=True))
         return request
 
-
-class Stream(Run):
-    """One frame of each stream a call; one request for each position of the rings of histories, made beforehand."""
-
-    def __init__(self, work: Workload, threads: int):
-        config = work.config
-        self._frames = frame_rows(work)
-        self._gates = gate_rows(work)
-        self._input = np.zeros_like(self._frames[0])
-        self._mask = np.zeros_like(self._frames[0])
-        self._rings = TapRings(config, work.batch)
-        compiled = _Compiled(stream_graph(work.network, streams=work.batch), threads)
-        fixed = {"features": self._input, "mask": self._mask}
-        if self._gates is not None:
-            self._gate_input = np.zeros_like(self._gates[0])
-            fixed["gates"] = self._gate_input
-        self._requests = [compiled.request({**fixed, **arrays}) for arrays in self._rings.positions]
-        self.reset()
-
-    def reset(self) -> None:
-        self._rings.clear()
-        self._position = 0
-
-    def __call__(self, frame: int) -> None:
-        np.copyto(self._input, self._frames[frame])
-        if self._gates is not None:
-            np.copyto(self._gate_input, self._gates[frame])
-        # Cheaper than infer(), which wraps the outputs on every call.
-        request = self._requests[self._position]
-        request.start_async()
-        request.wait()
-        self._position = (self._position + 1) % len(self._requests)
-
-    def mask(self) -> Array:
-        return self._mask.copy()
-
-
-def chunks(work: Workload, threads: int, frames: int) -> Run:
-    """Some frames a call, without gates."""
-    compiled = _Compiled(stream_graph(work.network, frames), threads)
-
-    def prepare(arrays: dict[str, Array]) -> Callable[[], None]:
-        request = compiled.request(arrays)
+    def prepare(self, arrays: dict[str, Array]) -> Callable[[], object]:
+        """What runs the graph on the arrays of these names, in place."""
+        request = self.request(arrays)
 
         def run() -> None:
+            # Cheaper than infer(), which wraps the outputs on every call.
             request.start_async()
             request.wait()
 
         return run
 
-    return GraphChunks(work, frames, prepare)
+
+def stream(work: Workload, threads: int) -> Run:
+    """One frame of each stream a call."""
+    return GraphStream(work, _Compiled(stream_graph(work.network, streams=work.batch), threads).prepare)
+
+
+def chunks(work: Workload, threads: int, frames: int) -> Run:
+    """Some frames a call, without gates."""
+    return GraphChunks(work, frames, _Compiled(stream_graph(work.network, frames), threads).prepare)
 
 
 class Offline(Run):

@@ -1,4 +1,4 @@
-"""Chunks of frames of a stream, for engines that run a graph on arrays that they were given beforehand."""
+"""Streams in engines that run a graph on arrays that they were given beforehand."""
 
 # ruff: noqa: D102 (the methods are described in Run)
 from __future__ import annotations
@@ -9,12 +9,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyncp_kernels.bench.engines.interface import Run
+from dyncp_kernels.bench.engines.tap_rings import TapRings, frame_rows, gate_rows
 from dyncp_kernels.bench.workload import Workload
 from dyncp_kernels.nn.config import ConvFSENetConfig
 
-__all__ = ["GraphChunks", "TapWindows", "chunk_rows"]
+__all__ = ["GraphChunks", "GraphStream", "TapWindows"]
 
 Array = NDArray[np.float32]
+# Makes what runs a graph on these arrays by name, in place.
+Prepare = Callable[[dict[str, Array]], Callable[[], object]]
+
+
+class GraphStream(Run):
+    """One frame of each stream a call; the depthwise histories stay where the last frames wrote them.
+
+    There is one prepared run for each position of the rings of histories.
+
+    Args:
+        work: the workload.
+        prepare: for ``stream_graph``.
+    """
+
+    def __init__(self, work: Workload, prepare: Prepare):
+        self._frames = frame_rows(work)
+        self._gates = gate_rows(work)
+        self._input, self._mask = np.zeros_like(self._frames[0]), np.zeros_like(self._frames[0])
+        self._rings = TapRings(work.config, work.batch)
+        fixed = {"features": self._input, "mask": self._mask}
+        if self._gates is not None:
+            self._gate_input = np.zeros_like(self._gates[0])
+            fixed["gates"] = self._gate_input
+        self._runs = [prepare({**fixed, **arrays}) for arrays in self._rings.positions]
+        self.reset()
+
+    def reset(self) -> None:
+        self._rings.clear()
+        self._position = 0
+
+    def __call__(self, frame: int) -> None:
+        np.copyto(self._input, self._frames[frame])
+        if self._gates is not None:
+            np.copyto(self._gate_input, self._gates[frame])
+        self._runs[self._position]()
+        self._position = (self._position + 1) % len(self._runs)
+
+    def mask(self) -> Array:
+        return self._mask.copy()
 
 
 class GraphChunks(Run):
@@ -23,11 +63,12 @@ class GraphChunks(Run):
     Args:
         work: the workload.
         frames: of a call.
-        prepare: makes what runs ``stream_graph`` on these arrays by name, in place.
+        prepare: for ``stream_graph``.
     """
 
-    def __init__(self, work: Workload, frames: int, prepare: Callable[[dict[str, Array]], Callable[[], object]]):
-        self._chunks = chunk_rows(work, frames)
+    def __init__(self, work: Workload, frames: int, prepare: Prepare):
+        rows = np.ascontiguousarray(work.features[0].T.numpy())
+        self._chunks = [rows[start : start + frames] for start in range(0, len(rows) - frames + 1, frames)]
         self._input, self._mask = np.zeros_like(self._chunks[0]), np.zeros_like(self._chunks[0])
         self._windows = TapWindows(work.config, frames)
         fixed = {"features": self._input, "mask": self._mask}
@@ -83,9 +124,3 @@ class TapWindows:
         """Zeros, as before the first frame."""
         for rows in self._rows:
             rows.fill(0)
-
-
-def chunk_rows(work: Workload, frames: int) -> list[Array]:
-    """The whole chunks of a workload of one clip, (frames, bins) each."""
-    rows = np.ascontiguousarray(work.features[0].T.numpy())
-    return [rows[start : start + frames] for start in range(0, len(rows) - frames + 1, frames)]
