@@ -71,10 +71,8 @@ bool fit_together(dyncp_stream* const* streams, int64_t count) {
   return seen == count;
 }
 
-using Steps = void (*)(const dyncp::PackedHeader&, const dyncp::Streams&, const float*, int64_t, float*, uint8_t*);
-
-dyncp_status push(Steps steps, const char* name, dyncp_stream* const* streams, int64_t count, const float* values,
-                  int64_t frames, float* results) {
+dyncp_status push(dyncp::Steps steps, const char* name, dyncp_stream* const* streams, int64_t count,
+                  const float* values, int64_t frames, float* results) {
   return guarded(DYNCP_INVALID_ARGUMENT, [&] {
     const auto check = [&](bool holds, const char* text) {
       if (!holds) throw std::invalid_argument(std::string(name) + ": " + text);

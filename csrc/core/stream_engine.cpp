@@ -31,7 +31,8 @@ template <class Use>
 void for_chunks(const PackedHeader& model, const Streams& streams, int64_t frames, uint8_t* gates, Use use) {
   const int64_t gates_of_frame = int64_t{model.geometry.blocks} * model.gates;
   StreamFrame chunk[kTileFrames];
-  bool are_cold = caches_are_cold();
+  // Only gated frames read what the processor does not fetch by itself.
+  bool are_cold = model.geometry.gate_kind != GateKind::none && caches_are_cold();
   int64_t index = 0;
   int count = 0;
   for (int64_t i = 0; i < streams.count; ++i) {

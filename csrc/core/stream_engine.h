@@ -48,6 +48,10 @@ void step_frames(const PackedHeader& model, const Streams& streams, const float*
 void enhance_hops(const PackedHeader& model, const Streams& streams, const float* samples, int64_t hops,
                   float* enhanced, uint8_t* gates);
 
+// One of these two.
+using Steps = void (*)(const PackedHeader& model, const Streams& streams, const float* values, int64_t frames,
+                       float* results, uint8_t* gates);
+
 // The gates of the last frame, (blocks, gates) bytes.
 void read_gates(const PackedHeader& model, const void* state, uint8_t* gates);
 

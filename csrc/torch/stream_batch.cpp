@@ -43,10 +43,14 @@ void StreamBatch::reset() const {
   for (int64_t i = 0; i < streams_; ++i) reset_state(model_, get(this, i).state);
 }
 
-// Calls run(streams, the first one's first frame among those of all) for parts of the streams.
-template <class Run>
-void StreamBatch::share(int64_t frames, Run run) const {
-  const auto part = [&](int64_t begin, int64_t end) { run(Streams{begin, end - begin, this, get}, begin * frames); };
+void StreamBatch::run(Steps steps, int64_t length, const float* values, int64_t frames, float* results,
+                      uint8_t* gates) const {
+  const int64_t gates_of_frame = int64_t{model_.geometry.blocks} * model_.gates;
+  const auto part = [&](int64_t begin, int64_t end) {
+    const int64_t frame = begin * frames;
+    steps(model_, {begin, end - begin, this, get}, values + frame * length, frames, results + frame * length,
+          gates == nullptr ? nullptr : gates + frame * gates_of_frame);
+  };
   // Fewer would not share what they read.
   const int64_t grain = std::max<int64_t>(1, kTileFrames / std::max<int64_t>(1, frames));
   if (streams_ <= grain) return part(0, streams_);
@@ -54,21 +58,13 @@ void StreamBatch::share(int64_t frames, Run run) const {
 }
 
 void StreamBatch::step(const float* features, int64_t frames, float* masks, uint8_t* gates) const {
-  const int64_t bins = model_.geometry.bins, gates_of_frame = int64_t{model_.geometry.blocks} * model_.gates;
-  share(frames, [&](const Streams& streams, int64_t frame) {
-    step_frames(model_, streams, features + frame * bins, frames, masks + frame * bins,
-                gates == nullptr ? nullptr : gates + frame * gates_of_frame);
-  });
+  run(step_frames, model_.geometry.bins, features, frames, masks, gates);
 }
 
 void StreamBatch::enhance(const float* samples, int64_t hops, float* enhanced, uint8_t* gates) const {
-  const int64_t hop = model_.geometry.hop, gates_of_frame = int64_t{model_.geometry.blocks} * model_.gates;
   // Throws here rather than in one of the threads.
   if (!model_.has_transform) return enhance_hops(model_, {}, samples, hops, enhanced, gates);
-  share(hops, [&](const Streams& streams, int64_t frame) {
-    enhance_hops(model_, streams, samples + frame * hop, hops, enhanced + frame * hop,
-                 gates == nullptr ? nullptr : gates + frame * gates_of_frame);
-  });
+  run(enhance_hops, model_.geometry.hop, samples, hops, enhanced, gates);
 }
 
 }  // namespace dyncp::binding

@@ -38,8 +38,8 @@ class StreamBatch {
 
  private:
   static Stream get(const void* source, int64_t index);
-  template <class Run>
-  void share(int64_t frames, Run run) const;
+  // `length` is that of a frame of values and results.
+  void run(Steps steps, int64_t length, const float* values, int64_t frames, float* results, uint8_t* gates) const;
 
   const PackedHeader& model_;
   char* states_;

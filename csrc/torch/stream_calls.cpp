@@ -16,11 +16,15 @@ namespace {
 using dyncp::binding::Shape;
 using dyncp::binding::StreamBatch;
 
-// Runs body(batch), which says whether it has done anything.
-template <class Body>
-int done(const void* packed, void* state, Shape state_shape, double shift, const Body& body) {
+// Counts the frames of the values, and steps or enhances them.
+int call(int64_t (StreamBatch::*count)(Shape) const,
+         void (StreamBatch::*run)(const float*, int64_t, float*, uint8_t*) const, const void* packed, void* state,
+         Shape state_shape, const float* values, Shape shape, double shift, float* results) {
   try {
-    return body(StreamBatch(*static_cast<const dyncp::PackedHeader*>(packed), state, state_shape, shift));
+    const StreamBatch batch(*static_cast<const dyncp::PackedHeader*>(packed), state, state_shape, shift);
+    const int64_t frames = (batch.*count)(shape);
+    if (frames >= 0) (batch.*run)(values, frames, results, nullptr);
+    return frames >= 0;
   } catch (const std::exception&) {
     return 0;
   }
@@ -41,20 +45,12 @@ bool are_finite(const float* values, int64_t count) {
 
 extern "C" DYNCP_API int dyncp_call_step(const void* packed, void* state, Shape state_shape, const float* values,
                                          Shape shape, double shift, float* mask) {
-  return done(packed, state, state_shape, shift, [&](const StreamBatch& batch) {
-    const int64_t frames = batch.frames_of(shape);
-    if (frames >= 0) batch.step(values, frames, mask, nullptr);
-    return frames >= 0;
-  });
+  return call(&StreamBatch::frames_of, &StreamBatch::step, packed, state, state_shape, values, shape, shift, mask);
 }
 
 extern "C" DYNCP_API int dyncp_call_enhance(const void* packed, void* state, Shape state_shape, const float* values,
                                             Shape shape, double shift, float* enhanced) {
-  return done(packed, state, state_shape, shift, [&](const StreamBatch& batch) {
-    const int64_t hops = batch.hops_of(shape);
-    if (hops >= 0) batch.enhance(values, hops, enhanced, nullptr);
-    return hops >= 0;
-  });
+  return call(&StreamBatch::hops_of, &StreamBatch::enhance, packed, state, state_shape, values, shape, shift, enhanced);
 }
 
 // The same for samples from outside: finite ones.  With a state (1, bytes) they may be (count), too.

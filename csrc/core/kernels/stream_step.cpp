@@ -124,9 +124,9 @@ DYNCP_INLINE void add_output(const uint16_t* bits, int place, Floats sum, float*
 // Frames that go through the network together, each with a row of everything: of one stream, or of several.
 struct Chunk {
   int frames;
-  int block;      // at hand
-  bool are_cold;  // the caches
-  void* room;     // the state in which the rows lie
+  int block;           // at hand
+  bool asks_for_rows;  // of the next block, while those of this one are multiplied
+  void* room;          // the state in which the rows lie
   void* states[kTileFrames];
   int64_t before[kTileFrames];  // frames of the stream before this one
   float *x[kTileFrames], *z[kTileFrames], *sums[kTileFrames], *reduced[kTileFrames];
@@ -205,7 +205,7 @@ void expand_alone(const PackedHeader& h, const PackedBlock& b, const Chunk& chun
   } else {
     const auto* list = at<int32_t>(state, b.hidden_list);
     RowsAhead columns, next;
-    if (chunk.are_cold) {
+    if (chunk.asks_for_rows) {
       columns = {at<char>(&h, b.hidden_columns), h.hidden_column_stride, list, kept.hidden};
       next = expected_rows(h, chunk.block + 1, state, false);
     }
@@ -230,7 +230,7 @@ void project_alone(const PackedHeader& h, const PackedBlock& b, const Chunk& chu
   if (g.gates_hidden && !has_outputs(g, kept)) return;
   if (g.gates_hidden ? reads_out_rows(g, kept) : !reads_all_outputs(h, state, kept)) {
     RowsAhead next;
-    if (chunk.are_cold) next = expected_rows(h, chunk.block + 1, state, true);
+    if (chunk.asks_for_rows) next = expected_rows(h, chunk.block + 1, state, true);
     multiply_out_rows<P>(h, b, state, at<int32_t>(state, b.out_list), kept.out, chunk.z[t], chunk.hidden_bits[t],
                          products, [&](int first) DYNCP_INLINED { next.ask(first, first + kWidth); });
     next.ask((kept.out + kWidth - 1) / kWidth * kWidth, next.count);
@@ -439,7 +439,7 @@ void step_with(const PackedHeader& h, const StreamFrame* frames, int count, bool
   const Geometry& g = h.geometry;
   Chunk chunk{};
   chunk.frames = count;
-  chunk.are_cold = are_cold;
+  chunk.asks_for_rows = are_cold && count == 1;
   void* room = chunk.room = frames[0].state;
   const float* inputs[kTileFrames] = {};
   for (int t = 0; t < count; ++t) {
@@ -453,10 +453,9 @@ void step_with(const PackedHeader& h, const StreamFrame* frames, int count, bool
     chunk.reduced[t] = at<float>(room, h.reduced) + int64_t{t} * h.gate_width_padded;
   }
   const auto look_ahead = [&](int n) {
-    if (!are_cold || g.gate_kind == GateKind::none || n >= g.blocks) return;
+    if (!are_cold || n >= g.blocks) return;
     ask_for_block(h, n, room, chunk.before[0]);
-    // Those of a frame alone are asked for while the rows of the block before are multiplied.
-    if (n > 0 && count == 1) return;
+    if (n > 0 && chunk.asks_for_rows) return;
     for (bool of_outputs : {false, true}) {
       const RowsAhead rows = expected_rows(h, n, room, of_outputs);
       rows.ask(0, rows.count);
