@@ -328,12 +328,12 @@ def _chunks(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> No
     static = synthetic_workload(plan.config, 1, plan.stream_frames)
     gated = _shipped_works("chunks", plan, notes)
     for frames in _CHUNKS[-1:] if plan.quick else _CHUNKS:
-        cases = []
-        for engine in ENGINES.values():
-            if engine.chunks is not None and _available(engine, plan, notes):
-                for work in gated if engine.gated else [static]:
-                    make = partial(engine.chunks, work, plan.threads, frames)
-                    cases.append(Case("chunks", engine.name, work, make, frames=frames))
+        cases = [
+            Case("chunks", engine.name, work, partial(engine.chunks, work, plan.threads, frames), frames=frames)
+            for engine in ENGINES.values()
+            if engine.chunks is not None and _available(engine, plan, notes)
+            for work in (gated if engine.gated else [static])
+        ]
         rows += run_cases(cases, plan, plan.seconds / 4, notice)
 
 
@@ -344,11 +344,12 @@ def _streams(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> N
     for streams in _STREAMS[:1] if plan.quick else _STREAMS:
         static = synthetic_workload(plan.config, streams, frames)
         gated = _shipped_works("streams", plan, notes, streams, frames)
-        cases = []
-        for engine in ENGINES.values():
-            if engine.streams is not None and _available(engine, plan, notes):
-                for work in gated if engine.gated else [static]:
-                    cases.append(Case("streams", engine.name, work, partial(engine.streams, work, plan.threads)))
+        cases = [
+            Case("streams", engine.name, work, partial(engine.streams, work, plan.threads))
+            for engine in ENGINES.values()
+            if engine.streams is not None and _available(engine, plan, notes)
+            for work in (gated if engine.gated else [static])
+        ]
         rows += run_cases(cases, plan, plan.seconds / 4, notice)
 
 
