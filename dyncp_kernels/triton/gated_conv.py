@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from dyncp_kernels.triton.depthwise import depthwise
 from dyncp_kernels.triton.expand import expand
 from dyncp_kernels.triton.fused_block import fused_block
 from dyncp_kernels.triton.hidden_gradient import hidden_gradient
 from dyncp_kernels.triton.input_gradient import expansion_gradient, input_gradient
-from dyncp_kernels.triton.launches import ChannelList, kernel, list_of, strides_of, tiles_of
+from dyncp_kernels.triton.launches import (
+    ChannelList,
+    is_constant,
+    kernel,
+    list_of,
+    strides_of,
+    tiles_of,
+    vector_of,
+)
+from dyncp_kernels.triton.pad_frames import pad_frames
 from dyncp_kernels.triton.project import project
-from dyncp_kernels.triton.tile_sizes import SplitTile, fused_tile, precision_of, split_tile
+from dyncp_kernels.triton.tile_sizes import (
+    ForwardTiles,
+    FusedTile,
+    GradientTile,
+    ProductTile,
+    RowTile,
+    forward_tiles,
+    fused_tile,
+    gradient_tile,
+    precision_of,
+)
 from dyncp_kernels.triton.weight_gradient import weight_gradient
 
 __all__ = ["gated_conv", "gated_conv_backward"]
@@ -88,45 +110,54 @@ def gated_conv(
     y = x.new_empty(block.batch, block.out_channels, block.frames)
     if y.numel() == 0:
         return y
-    tile = fused_tile(block.channels, block.hidden, block.out_channels, block.reach, block.precision)
+    tile = fused_tile(block.channels, block.hidden, block.out_channels, block.precision)
     if tile is None or not (_is_small(block.w_in) and _is_small(block.w_out)):
-        sizes = split_tile(block.channels, block.hidden, block.out_channels, block.precision)
-        hidden_list = list_of(block.hidden_gate, sizes.frames, x)
-        _project(block, _expand(block, hidden_list, sizes), hidden_list, sizes, y)
-        return y
-    span = tile.frames - block.reach
-    tiles = tiles_of(block.frames, span)
-    hidden_list = list_of(block.hidden_gate, span, x)
-    out_list = list_of(block.out_gate, span, x)
-    kernel(fused_block)[(block.batch * tiles, tiles_of(block.out_channels, tile.out_channels))](
+        _forward_in_memory(block, y)
+    else:
+        _forward_on_chip(block, tile, y)
+    return y
+
+
+def _forward_on_chip(block: _Block, tile: FusedTile, y: Tensor) -> None:
+    """The block in one kernel."""
+    x = block.x
+    tiles = tiles_of(block.frames, tile.frames)
+    vector = vector_of(x)
+    hidden_list = list_of(block.hidden_gate, tile.frames, x)
+    out_list = list_of(block.out_gate, tile.frames, x)
+    kernel(fused_block)[(block.batch * tiles,)](
         *(x, block.or_x(block.hidden_gate), block.or_x(block.out_gate), block.or_x(block.w_in)),
         *(block.or_x(block.b_in), block.w_dw, block.or_x(block.b_dw), block.w_out, block.or_x(block.b_out)),
         *(block.or_x(block.slope_in), block.or_x(block.slope_dw)),
-        *(hidden_list.order, hidden_list.count, out_list.opened, y),
-        *(block.channels, block.hidden, block.out_channels, block.frames, tiles),
-        *(*block.x_strides, *block.hidden_gate_strides, *block.out_gate_strides),
+        *(hidden_list.frame_open, hidden_list.order, hidden_list.count, out_list.opened, y),
+        *(block.channels, block.hidden, block.out_channels, block.frames // vector, tiles),
+        *(*strides_of(x), *block.hidden_gate_strides, *block.out_gate_strides),
         *(*block.w_in_strides, *block.w_out_strides),
         HIDDEN_TILES=hidden_list.per_tile,
         OUT_TILES=out_list.per_tile,
-        HAS_HIDDEN_GATE=block.hidden_gate is not None,
-        HAS_OUT_GATE=block.out_gate is not None,
+        HAS_HIDDEN_LIST=hidden_list.is_list,
+        HAS_HIDDEN_GATE=_multiplies(block.hidden_gate),
+        HAS_OUT_GATE=out_list.is_list,
         HAS_W_IN=block.w_in is not None,
         HAS_B_IN=block.b_in is not None,
         HAS_B_OUT=block.b_out is not None,
         **block.options(),
-        RESIDUAL=residual,
+        RESIDUAL=block.residual,
         **block.taps_options(),
-        SPAN=span,
         PRECISION=block.precision,
+        VECTOR=vector,
         BLOCK_T=tile.frames,
         BLOCK_H=tile.hidden,
         BLOCK_C=tile.channels,
         BLOCK_O=tile.out_channels,
-        X_ONCE=block.w_in is not None and block.channels <= tile.channels,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return y
+
+
+def _multiplies(gate: Tensor | None) -> bool:
+    """Whether a gate's values matter beside its list: not those of booleans where a list holds for all frames."""
+    return gate is not None and not (is_constant(gate) and gate.dtype == torch.bool)
 
 
 def _is_small(weight: Tensor | None) -> bool:
@@ -134,66 +165,130 @@ def _is_small(weight: Tensor | None) -> bool:
     return weight is None or sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride())) < 2**31
 
 
-def _expand(block: _Block, hidden_list: ChannelList, sizes: SplitTile) -> Tensor:
-    """The first activation's input in float32, or x itself where the block has no expansion."""
-    if block.w_in is None:
-        return block.x
-    a = block.x.new_empty(block.batch, block.hidden, block.frames, dtype=torch.float32)
-    tiles = tiles_of(block.frames, sizes.frames)
-    kernel(expand)[(block.batch * tiles * tiles_of(block.hidden, sizes.hidden),)](
-        *(block.x, block.w_in, block.or_x(block.b_in), hidden_list.order, hidden_list.count, a),
-        *(block.channels, block.hidden, block.frames, tiles, *block.x_strides, *block.w_in_strides),
-        HIDDEN_TILES=hidden_list.per_tile,
-        HAS_LIST=hidden_list.order is not block.x,
-        HAS_B_IN=block.b_in is not None,
-        PRECISION=block.precision,
-        BLOCK_T=sizes.frames,
-        BLOCK_H=sizes.hidden,
-        BLOCK_C=sizes.channels,
-        num_warps=sizes.warps,
-        num_stages=sizes.stages,
+def _forward_in_memory(block: _Block, y: Tensor) -> None:
+    """The block in three kernels, with the hidden activations in memory, in the type of x."""
+    per_tile = not (is_constant(block.hidden_gate) and is_constant(block.out_gate))
+    sizes = forward_tiles(
+        block.batch, block.frames, block.hidden, block.out_channels, block.x.element_size(), block.precision, per_tile
     )
-    return a
+    hidden_list = list_of(block.hidden_gate, sizes.expand.frames, block.x)
+    out_list = list_of(block.out_gate, sizes.project.frames, block.x)
+    # Rows of whole vectors: neighbouring threads move 16 bytes each.
+    pitch = tiles_of(block.frames, 16) * 16
+    u = block.x
+    if block.w_in is not None:
+        u = block.x.new_empty(block.batch, block.hidden, pitch)
+        _expand(block, _padded(block, sizes, pitch), hidden_list, sizes.expand, u, activate=True)
+    z = block.x.new_empty(block.batch, block.hidden, pitch)
+    _depthwise(block, u, hidden_list, sizes.depthwise, z)
+    _project(block, z, hidden_list, out_list, sizes.project, y)
+
+
+def _padded(block: _Block, sizes: ForwardTiles, pitch: int) -> Tensor:
+    """X, or a copy whose rows are read in whole vectors where that is less work."""
+    x = block.x
+    vector = vector_of(x)
+    if not sizes.pads_x or vector * x.element_size() >= 16:
+        return x
+    padded = x.new_empty(block.batch, block.channels, pitch)
+    tiles = tiles_of(pitch, sizes.pad.frames)
+    kernel(pad_frames)[(block.batch * tiles * tiles_of(block.channels, sizes.pad.rows),)](
+        *(x, padded, block.channels, tiles, *strides_of(x), block.frames // vector, pitch),
+        VECTOR=vector,
+        BLOCK_T=sizes.pad.frames,
+        BLOCK_C=sizes.pad.rows,
+        num_warps=sizes.pad.warps,
+    )
+    return padded
+
+
+def _expand(
+    block: _Block, x: Tensor, hidden_list: ChannelList, tile: ProductTile, a: Tensor, *, activate: bool
+) -> None:
+    """Write W_in x + b_in, activated or as it is, to the rows of `a` that a list names."""
+    tiles = tiles_of(block.frames, tile.frames)
+    vector = vector_of(x)
+    kernel(expand)[(block.batch * tiles * tiles_of(block.hidden, tile.rows),)](
+        *(x, block.w_in, block.or_x(block.b_in), block.or_x(block.slope_in), hidden_list.order, hidden_list.count, a),
+        *(block.channels, block.hidden, tiles, *strides_of(x), *block.w_in_strides),
+        *(x.shape[2] // vector, a.shape[2]),
+        HIDDEN_TILES=hidden_list.per_tile,
+        HAS_LIST=hidden_list.is_list,
+        HAS_B_IN=block.b_in is not None,
+        ACTIVATE=activate,
+        HAS_SLOPE_IN=block.slope_in is not None,
+        PRECISION=block.precision,
+        VECTOR=vector,
+        BLOCK_T=tile.frames,
+        BLOCK_H=tile.rows,
+        BLOCK_C=tile.depth,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+
+
+def _depthwise(block: _Block, u: Tensor, hidden_list: ChannelList, tile: RowTile, z: Tensor) -> None:
+    """Write the second activation to the rows of `z` that a list names."""
+    gate = block.hidden_gate
+    tiles = tiles_of(block.frames, tile.frames)
+    vector = math.gcd(block.frames, 16)
+    kernel(depthwise)[(block.batch * tiles * tiles_of(block.hidden, tile.rows),)](
+        *(u, block.or_x(gate), block.w_dw, block.or_x(block.b_dw), block.or_x(block.slope_dw)),
+        *(hidden_list.order, hidden_list.count, z, block.hidden, tiles, *strides_of(u), *block.hidden_gate_strides),
+        *(block.frames // vector, z.shape[2]),
+        HIDDEN_TILES=hidden_list.per_tile,
+        HAS_HIDDEN_GATE=_multiplies(gate),
+        HAS_HIDDEN_LIST=hidden_list.is_list,
+        HAS_B_DW=block.b_dw is not None,
+        HAS_SLOPE_DW=block.slope_dw is not None,
+        **block.taps_options(),
+        VECTOR=vector,
+        BLOCK_T=tile.frames,
+        BLOCK_H=tile.rows,
+        num_warps=tile.warps,
+    )
 
 
 def _project(
     block: _Block,
-    a: Tensor,
+    z: Tensor,
     hidden_list: ChannelList,
-    sizes: SplitTile,
+    out_list: ChannelList,
+    tile: ProductTile,
     y: Tensor,
     grad: Tensor | None = None,
+    frame_open: Tensor | None = None,
 ) -> None:
     """Write the output to y; or, given the gradient of the output, that of the output gate (float32)."""
     is_output = grad is None
-    out_gate = block.out_gate if is_output else None
-    out_list = list_of(out_gate, sizes.frames, block.x)
-    tiles = tiles_of(block.frames, sizes.frames)
-    kernel(project)[(block.batch * tiles * tiles_of(block.out_channels, sizes.project_out_channels),)](
-        *(block.x, a, block.or_x(grad), block.or_x(block.hidden_gate), block.or_x(out_gate)),
-        *(block.w_dw, block.or_x(block.b_dw), block.w_out, block.or_x(block.b_out)),
-        *(block.or_x(block.slope_in), block.or_x(block.slope_dw)),
+    if is_output and hidden_list.per_tile:
+        frame_open = hidden_list.frame_open
+    tiles = tiles_of(block.frames, tile.frames)
+    vector = vector_of(block.x)
+    if block.out_gate is not None and out_list.per_tile:
+        vector = min(vector, vector_of(block.out_gate))
+    kernel(project)[(block.batch * tiles * tiles_of(block.out_channels, tile.rows),)](
+        *(block.x, z, block.or_x(grad), block.or_x(block.out_gate if is_output else None)),
+        *(block.w_out, block.or_x(block.b_out), block.or_x(frame_open)),
         *(hidden_list.order, hidden_list.count, out_list.order, out_list.count, y),
-        *(block.hidden, block.out_channels, block.frames, tiles),
-        *(*block.x_strides, *a.stride(), *((0, 0, 0) if grad is None else grad.stride())),
-        *(*block.hidden_gate_strides, *block.out_gate_strides, *block.w_out_strides),
+        *(block.hidden, block.out_channels, block.frames // vector, tiles, *strides_of(block.x), *strides_of(z)),
+        *((0, 0, 0) if grad is None else grad.stride()),
+        *(*block.out_gate_strides, *block.w_out_strides, z.shape[2]),
         HIDDEN_TILES=hidden_list.per_tile,
         OUT_TILES=out_list.per_tile,
-        HAS_HIDDEN_GATE=block.hidden_gate is not None,
-        HAS_HIDDEN_LIST=hidden_list.order is not block.x,
-        HAS_OUT_GATE=out_gate is not None,
-        HAS_W_IN=block.w_in is not None,
+        HAS_HIDDEN_LIST=hidden_list.is_list,
+        HAS_OUT_GATE=out_list.is_list,
+        HAS_FRAME_OPEN=frame_open is not None,
         HAS_B_OUT=block.b_out is not None,
-        **block.options(),
         RESIDUAL=block.residual and is_output,
         GATE_GRADIENT=not is_output,
-        **block.taps_options(),
         PRECISION=block.precision,
-        BLOCK_T=sizes.frames,
-        BLOCK_H=sizes.hidden,
-        BLOCK_O=sizes.project_out_channels,
-        num_warps=sizes.project_warps,
-        num_stages=sizes.stages,
+        VECTOR=vector,
+        BLOCK_T=tile.frames,
+        BLOCK_H=tile.depth,
+        BLOCK_O=tile.rows,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
 
 
@@ -222,7 +317,7 @@ def gated_conv_backward(
             torch.zeros_like(tensor) if want and tensor is not None else x.new_empty(0)
             for want, tensor in zip(wants, inputs)
         )
-    sizes = split_tile(block.channels, block.hidden, block.out_channels, block.precision)
+    sizes = gradient_tile(block.channels, block.hidden, block.out_channels, block.precision)
     tiles = tiles_of(block.frames, sizes.frames)
     programs = block.batch * tiles
     _, wants_hidden_gate, wants_out_gate, *_ = wants
@@ -232,12 +327,10 @@ def gated_conv_backward(
     frame_open = x
     if block.hidden_gate is not None:
         frame_open = (block.hidden_gate != 0).any(1).to(torch.uint8).expand(block.batch, block.frames).contiguous()
-    a = _expand(block, hidden_list, sizes)
-
-    if wants_out_gate:
-        gradient = x.new_empty(block.batch, block.out_channels, block.frames, dtype=torch.float32)
-        _project(block, a, hidden_list, sizes, gradient, grad)
-        results[2] = _gate_gradient(gradient, tensors[1])
+    a = x
+    if block.w_in is not None:
+        a = x.new_empty(block.batch, block.hidden, block.frames, dtype=torch.float32)
+        _expand(block, x, hidden_list, sizes.expand, a, activate=False)
 
     hidden_shape = (block.batch, block.hidden, block.frames)
     z = x.new_empty(hidden_shape, dtype=torch.float32)
@@ -249,7 +342,7 @@ def gated_conv_backward(
     hidden_options = {
         "HIDDEN_TILES": hidden_list.per_tile,
         "HAS_HIDDEN_GATE": block.hidden_gate is not None,
-        "HAS_HIDDEN_LIST": hidden_list.order is not x,
+        "HAS_HIDDEN_LIST": hidden_list.is_list,
     }
     launch_options = {"num_warps": sizes.warps, "num_stages": sizes.stages}
     hidden_grid = (programs, tiles_of(block.hidden, sizes.hidden))
@@ -273,6 +366,12 @@ def gated_conv_backward(
         **launch_options,
     )
     sums = grad_row.sum(1)
+
+    if wants_out_gate:
+        gradient = x.new_empty(block.batch, block.out_channels, block.frames, dtype=torch.float32)
+        opened = None if block.hidden_gate is None else frame_open
+        _project(block, z, hidden_list, list_of(None, 0, x), sizes.project, gradient, grad, opened)
+        results[2] = _gate_gradient(gradient, tensors[1])
 
     # Without an expansion this is the gradient of x, which has to be 0 where nothing is written.
     grad_a = torch.empty_like(z) if block.w_in is not None else torch.zeros_like(z)
@@ -348,7 +447,7 @@ def _gate_gradient(gradient: Tensor, gate: Tensor | None) -> Tensor:
 
 def _weight_gradient(
     block: _Block,
-    sizes: SplitTile,
+    sizes: GradientTile,
     left: Tensor,
     right: Tensor,
     left_gate: Tensor | None,

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from dyncp_kernels.triton.channel_lists import list_channels
+from dyncp_kernels.triton.tile_sizes import list_tile
 
-__all__ = ["ChannelList", "kernel", "list_of", "strides_of", "tiles_of"]
+__all__ = ["ChannelList", "is_constant", "kernel", "list_of", "strides_of", "tiles_of", "vector_of"]
 
 
 def kernel(function: Any) -> Any:
@@ -33,34 +34,63 @@ def strides_of(tensor: Tensor | None, count: int = 3) -> tuple[int, ...]:
     return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride()))
 
 
-class ChannelList:
-    """Open channels first, one list for each tile (or each item where the gate is constant over time)."""
+def vector_of(tensor: Tensor) -> int:
+    """Values that lie side by side at every channel's start alike: at most 16 bytes of them, 1 if frames lie apart."""
+    batch_stride, channel_stride, frame_stride = strides_of(tensor)
+    vector = 16 // tensor.element_size()
+    if frame_stride != 1:
+        return 1
+    while any(size % vector != 0 for size in (tensor.shape[2], batch_stride, channel_stride)):
+        vector //= 2
+    return vector
 
-    def __init__(self, order: Tensor, count: Tensor, opened: Tensor, per_tile: bool) -> None:
+
+class ChannelList:
+    """Open channels first, one list for each tile (or each item where the gate is constant over time).
+
+    Attributes:
+        order: int32 (batch, tiles, channels).
+        count: int32 (batch, tiles), open channels.
+        opened: uint8 (batch, tiles, channels).
+        frame_open: uint8 (batch, frames), or (batch, 1) where the gate is constant.
+        per_tile: whether each tile has its own list.
+        is_list: whether there is a gate at all.
+    """
+
+    def __init__(
+        self, order: Tensor, count: Tensor, opened: Tensor, frame_open: Tensor, per_tile: bool, is_list: bool
+    ) -> None:
         self.order = order
         self.count = count
         self.opened = opened
+        self.frame_open = frame_open
         self.per_tile = per_tile
+        self.is_list = is_list
+
+
+def is_constant(gate: Tensor | None) -> bool:
+    """Whether a gate (batch, channels, frames or 1) is the same at all frames, as its shape and strides tell."""
+    return gate is None or gate.shape[2] == 1 or gate.stride(2) == 0
 
 
 def list_of(gate: Tensor | None, span: int, empty: Tensor) -> ChannelList:
     """The lists of a gate (batch, channels, frames or 1) for tiles of `span` frames; `empty` where there is no gate."""
     if gate is None:
-        return ChannelList(empty, empty, empty, False)
-    batch, channels, frames = gate.shape
-    per_tile = frames > 1 and gate.stride(2) != 0
+        return ChannelList(empty, empty, empty, empty, False, False)
+    per_tile = not is_constant(gate)
     if not per_tile:
-        gate, frames, span = gate[:, :, :1], 1, 1
+        gate, span = gate[:, :, :1], 1
+    batch, channels, frames = gate.shape
     tiles = tiles_of(frames, span)
     order = torch.empty(batch, tiles, channels, dtype=torch.int32, device=gate.device)
     count = torch.empty(batch, tiles, dtype=torch.int32, device=gate.device)
-    block_t = max(1, 1 << (span - 1).bit_length())
     opened = torch.empty(batch, tiles, channels, dtype=torch.uint8, device=gate.device)
+    frame_open = torch.empty(batch, frames, dtype=torch.uint8, device=gate.device)
+    vector = vector_of(gate)
     launch: Callable[..., Any] = kernel(list_channels)[(batch * tiles,)]
     launch(
-        *(gate, order, count, opened, channels, frames, tiles, span, *strides_of(gate)),
-        BLOCK_N=32 if block_t >= 64 else 128,
-        BLOCK_T=block_t,
-        num_warps=4,
+        *(gate, order, count, opened, frame_open, channels, tiles, *strides_of(gate), span, frames // vector),
+        VECTOR=vector,
+        **list_tile(channels, span),
     )
-    return ChannelList(order, count, opened, per_tile)
+    return ChannelList(order, count, opened, frame_open, per_tile, True)

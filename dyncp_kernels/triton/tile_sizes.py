@@ -9,12 +9,25 @@ import triton
 
 from dyncp_kernels._tf32 import tf32_allowed
 
-__all__ = ["FusedTile", "SplitTile", "StepTile", "fused_tile", "precision_of", "split_tile", "step_tile"]
+__all__ = [
+    "ForwardTiles",
+    "FusedTile",
+    "GradientTile",
+    "ProductTile",
+    "RowTile",
+    "StepTile",
+    "forward_tiles",
+    "fused_tile",
+    "gradient_tile",
+    "list_tile",
+    "precision_of",
+    "step_tile",
+]
 
 
 @dataclass(frozen=True)
 class FusedTile:
-    """Blocks of `fused_block`; `frames` holds the output frames of a tile and those around it."""
+    """Blocks of `fused_block`."""
 
     frames: int
     hidden: int
@@ -25,17 +38,48 @@ class FusedTile:
 
 
 @dataclass(frozen=True)
-class SplitTile:
-    """Blocks of the kernels that keep the hidden activations in memory, and of the gradients."""
+class ProductTile:
+    """Blocks of one product: `rows` of the result, `frames`, and `depth` terms of the sum at a time."""
+
+    rows: int
+    frames: int
+    depth: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """Blocks of a kernel that goes over rows and frames once."""
+
+    rows: int
+    frames: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class ForwardTiles:
+    """Blocks of the forward in three kernels, and whether x is copied to rows of whole vectors first."""
+
+    pads_x: bool
+    pad: RowTile
+    expand: ProductTile
+    depthwise: RowTile
+    project: ProductTile
+
+
+@dataclass(frozen=True)
+class GradientTile:
+    """Blocks of the gradients' kernels, whose frames are those of the lists."""
 
     frames: int
     hidden: int
     channels: int
     out_channels: int
-    project_out_channels: int
-    project_warps: int
     warps: int
     stages: int
+    expand: ProductTile
+    project: ProductTile
 
 
 @dataclass(frozen=True)
@@ -65,42 +109,93 @@ def _power_of_two(size: int, least: int, most: int) -> int:
     return block
 
 
-def fused_tile(channels: int, hidden: int, out_channels: int, reach: int, precision: str) -> FusedTile | None:
-    """Blocks of `fused_block`, or None where a tile's outputs do not fit into the registers of one program.
+def fused_tile(channels: int, hidden: int, out_channels: int, precision: str) -> FusedTile | None:
+    """Blocks of `fused_block`, or None where the block takes several kernels.
 
-    All output channels belong to one program, or the hidden activations would be computed once for each block of
-    them.  Exact float32 products run on the ordinary units and hold fewer outputs.
+    A program holds x of a tile, once for each tap, in shared memory, and all output channels in registers: that fits
+    for 16-bit types at the widths of the paper.
     """
-    most = 256 if precision.startswith("split") else 128
-    frames = 64 if reach <= 16 else 128
-    if reach > 48 or out_channels > most or (frames == 128 and out_channels > most // 2):
+    most = 128
+    if not precision.startswith("split") or max(channels, out_channels) > most:
         return None
-    out_block = _power_of_two(out_channels, 16, most)
-    is_exact = precision == "ieee"
-    wide = out_block * frames > 8192
     return FusedTile(
-        frames=frames,
-        hidden=_power_of_two(hidden, 16, 16 if is_exact else 32 if wide or precision == "tf32" else 64),
-        channels=_power_of_two(channels, 16, 16 if is_exact else 64 if wide or precision == "tf32" else 128),
-        out_channels=out_block,
-        warps=8 if out_block * frames >= 8192 else 4,
+        frames=32,
+        hidden=_power_of_two(hidden, 16, 64),
+        channels=_power_of_two(channels, 16, most),
+        out_channels=_power_of_two(out_channels, 16, most),
+        warps=4,
         stages=2,
     )
 
 
-def split_tile(channels: int, hidden: int, out_channels: int, precision: str) -> SplitTile:
-    """Blocks of expand, project and the gradients."""
+# Programs that keep a large GPU busy; with fewer, smaller tiles are faster.
+_ENOUGH_PROGRAMS = 264
+
+
+def _product_tile(rows: int, batch: int, frames: int, depth: int, precision: str, per_tile: bool) -> ProductTile:
+    """Blocks of a product; 64 frames at most where each tile of frames has lists of its own."""
     is_exact = precision == "ieee"
+    most_rows, most_frames = (64, 64) if is_exact else (128, 64 if per_tile else 128)
+    if not per_tile:
+        most_frames = _power_of_two(frames, 16, most_frames)
+    block_rows, block_frames = _power_of_two(rows, 16, most_rows), most_frames
+
+    def programs() -> int:
+        return batch * -(-frames // block_frames) * -(-rows // block_rows)
+
+    while programs() < _ENOUGH_PROGRAMS and block_rows > 32:
+        block_rows //= 2
+        if programs() < _ENOUGH_PROGRAMS and block_frames > 32 and not per_tile:
+            block_frames //= 2
+    block_depth = _power_of_two(depth, 16, 16 if is_exact else 32 if precision == "tf32" else 64)
+    return ProductTile(
+        rows=block_rows,
+        frames=block_frames,
+        depth=block_depth,
+        warps=8 if block_rows * block_frames >= 128 * 128 else 4,
+        stages=2 if is_exact else 3,
+    )
+
+
+def forward_tiles(
+    batch: int, frames: int, hidden: int, out_channels: int, itemsize: int, precision: str, per_tile: bool
+) -> ForwardTiles:
+    """Blocks of the forward in three kernels; all go by tiles of 64 frames where those have lists of their own."""
+    channels = 64  # What the sum over input channels takes at a time does not depend on how many there are.
+    row_frames = 64 if per_tile else _power_of_two(frames, 16, 256)
+    return ForwardTiles(
+        pads_x=precision != "ieee" and hidden >= 256,
+        pad=RowTile(rows=32, frames=_power_of_two(frames, 16, 256), warps=4),
+        expand=_product_tile(hidden, batch, frames, channels, precision, per_tile),
+        depthwise=RowTile(rows=max(1, 4096 // row_frames), frames=row_frames, warps=8),
+        project=_product_tile(out_channels, batch, frames, hidden, precision, per_tile),
+    )
+
+
+def list_tile(channels: int, span: int) -> dict[str, int]:
+    """Blocks of `list_channels`."""
+    frames = _power_of_two(span, 1, span)
+    rows = _power_of_two(channels, 16, max(16, 32768 // frames) if frames > 1 else 2048)
+    return {"BLOCK_N": rows, "BLOCK_T": frames, "num_warps": 16 if rows * frames >= 16384 else 4}
+
+
+def gradient_tile(channels: int, hidden: int, out_channels: int, precision: str) -> GradientTile:
+    """Blocks of the gradients, and of the expansion and projection that they repeat."""
+    is_exact = precision == "ieee"
+    hidden_block = _power_of_two(hidden, 16, 16 if is_exact else 32)
+    channel_block = _power_of_two(channels, 16, 32 if is_exact else 64)
     out_block = _power_of_two(out_channels, 16, 64 if is_exact else 128)
-    return SplitTile(
+    return GradientTile(
         frames=64,
-        hidden=_power_of_two(hidden, 16, 16 if is_exact else 32),
-        channels=_power_of_two(channels, 16, 32 if is_exact else 64),
+        hidden=hidden_block,
+        channels=channel_block,
         out_channels=_power_of_two(out_channels, 16, 32 if is_exact else 64),
-        project_out_channels=out_block,
-        project_warps=8 if is_exact or out_block >= 128 else 4,
         warps=4,
         stages=2,
+        expand=ProductTile(rows=hidden_block, frames=64, depth=channel_block, warps=4, stages=2),
+        project=ProductTile(
+            rows=out_block, frames=64, depth=hidden_block, warps=8 if is_exact or out_block >= 128 else 4, stages=2
+        ),
     )
 
 

@@ -73,8 +73,6 @@ def _record(monkeypatch, dtype, channels, hidden, parts, batch=32):
     weights += [empty(channels, hidden), empty(channels), empty(1), empty(1)]
     if "forward" in parts:
         gated_conv.gated_conv(x, *gates, *weights, dilation=2)
-    if "split" in parts:
-        gated_conv.gated_conv(x, *gates, *weights, dilation=64)
     if "step" in parts:
         frame_gates = [gate[:, :, 0].contiguous() for gate in gates]
         gated_conv_step.gated_conv_step(
@@ -146,15 +144,17 @@ def resources(monkeypatch, folder, target, dtype, precision, channels, hidden, p
 def test_kernels_compile_within_the_limits(monkeypatch, tmp_path, target, dtype, precision, channels, hidden):
     is_paper_width = channels == 128
     everything = is_paper_width and (target != 80 or dtype == torch.float32)
-    parts = ("forward", "split", "step", "backward") if everything else ("forward",)
+    parts = ("forward", "step", "backward") if everything else ("forward",)
     rows = resources(monkeypatch, tmp_path, target, dtype, precision, channels, hidden, parts)
-    names = {row[0] for row in rows}
+    is_fused = is_paper_width and dtype != torch.float32
+    expected = {"list_channels", "fused_block"} if is_fused else {"list_channels", "expand", "depthwise", "project"}
+    if not is_fused and precision != "highest" or dtype != torch.float32 and not is_fused:
+        expected.add("pad_frames")
     if everything:
-        assert names == {
-            *("list_channels", "fused_block", "expand", "project", "step"),
-            *("hidden_gradient", "expansion_gradient", "input_gradient", "weight_gradient"),
-        }
+        expected |= {"step", "expand", "hidden_gradient", "expansion_gradient", "input_gradient", "weight_gradient"}
+    assert {row[0] for row in rows} == expected
     for name, registers, spilled, shared in rows:
+        print(name, registers, spilled, shared)
         assert registers <= 255, name
         assert spilled <= SPILL_LIMIT.get(name, 0), f"{name}: {spilled} bytes spilled"
         assert shared <= SHARED_LIMIT[target], name
