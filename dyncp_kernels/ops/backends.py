@@ -74,7 +74,8 @@ def _cuda_unavailable() -> str | None:
     try:
         torch.ops.load_library(str(CUDA_LIBRARY))
     except OSError as error:
-        return str(error)
+        # The loader's own words, which say what is missing, without where the package lies.
+        return str(error.__cause__ or error).replace(f"{CUDA_LIBRARY.parent}/", "")
     return None
 
 

@@ -56,7 +56,8 @@ def gated_conv(
     skipping of whole frames has none.
 
     Args:
-        x: input (B, C, T); float32, float64, float16 or bfloat16.  The 16-bit types accumulate in float32.
+        x: input (B, C, T); float32, float64, float16 or bfloat16.  The 16-bit types accumulate in float32;
+            on GPUs the hidden activations are rounded to them between products.
         hidden_gate: :math:`m_h`, (B, H, T) or (B, H, 1), bool or the dtype of x; None keeps all channels.
         out_gate: :math:`m_o`, (B, Co, T) or (B, Co, 1), bool or the dtype of x; None keeps all channels.
         w_in: 1x1 expansion (H, C), or None for none (then H = C).

@@ -64,5 +64,9 @@ def activate(value, slope, HAS_SLOPE: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def select(value, gate):
-    """Gate times value, and exactly 0 where the gate is 0, whatever the value."""
-    return tl.where(gate != 0, gate * value, 0.0)
+    """Gate times value, and exactly 0 where the gate is 0, whatever the value; a boolean gate only selects."""
+    if gate.dtype.is_floating():
+        factor = gate.to(tl.float32)
+        return tl.where(factor != 0, factor * value, 0.0)
+    else:
+        return tl.where(gate != 0, value, 0.0)

@@ -13,10 +13,10 @@ __all__ = ["depthwise", "gate_tile", "hidden_tile"]
 
 @triton.jit
 def gate_tile(gate, row, frame, inside, channel_stride, frame_stride, HAS_GATE: tl.constexpr):  # noqa: N803
-    """The gate of a tile as float32, 0 outside; 1 inside where there is no gate."""
+    """The gate of a tile in its own type, 0 outside; 1 inside where there is no gate."""
     if HAS_GATE:
         place = gate + row[:, None] * channel_stride + frame[None, :] * frame_stride
-        return tl.load(place, mask=inside, other=0).to(tl.float32)
+        return tl.load(place, mask=inside, other=0)
     else:
         return tl.where(inside, 1.0, 0.0)
 

@@ -63,7 +63,7 @@ def fused_block(
     DILATION: tl.constexpr,  # noqa: N803
     LEFT: tl.constexpr,  # noqa: N803  frames of padding on the left, out of (TAPS - 1) * DILATION
     PRECISION: tl.constexpr,  # noqa: N803
-    VECTOR: tl.constexpr,  # noqa: N803  x's strides of channels and items are multiples of it
+    VECTOR: tl.constexpr,  # noqa: N803  divides the strides of items and channels: x's, and those of gates of tiles
     BLOCK_T: tl.constexpr,  # noqa: N803
     BLOCK_H: tl.constexpr,  # noqa: N803
     BLOCK_C: tl.constexpr,  # noqa: N803  holds all channels
@@ -92,7 +92,12 @@ def fused_block(
         hidden_active = tl.load(hidden_count + hidden_list)
         hidden_order += hidden_list * hidden
     is_open = hidden_active > 0
-    hidden_gate += batch * hidden_gate_batch_stride
+    gate_step = hidden_gate_channel_stride
+    if HIDDEN_TILES:
+        gate_step = hidden_gate_channel_stride // VECTOR * VECTOR
+        hidden_gate += batch * (hidden_gate_batch_stride // VECTOR * VECTOR)
+    else:
+        hidden_gate += batch * hidden_gate_batch_stride
     out_row = tl.arange(0, BLOCK_O)
     out_exists = out_row < out_channels
     out_active = out_exists
@@ -140,20 +145,20 @@ def fused_block(
                 place_in_x = x + row.to(tl.int64)[:, None] * x_step + source[None, :] * x_frame_stride
                 u = tl.load(place_in_x, mask=inside, other=0.0).to(tl.float32)
             if HAS_HIDDEN_GATE:
-                gate = gate_tile(
-                    hidden_gate, row, source, inside, hidden_gate_channel_stride, hidden_gate_frame_stride, True
-                )
+                gate = gate_tile(hidden_gate, row, source, inside, gate_step, hidden_gate_frame_stride, True)
                 u = select(u, gate)
+                if tap * DILATION == LEFT:
+                    gate_now = gate
             else:
                 u = tl.where(source_ok[None, :], u, 0.0)
             z += tl.load(w_dw + row * TAPS + tap, mask=row_ok, other=0.0).to(tl.float32)[:, None] * u
         z = activate(z, slope_2, HAS_SLOPE_DW)
         if HAS_HIDDEN_GATE:
-            inside = row_ok[:, None] & frame_ok[None, :]
-            gate = gate_tile(
-                hidden_gate, row, frame, inside, hidden_gate_channel_stride, hidden_gate_frame_stride, True
-            )
-            z = select(z, gate)
+            if LEFT % DILATION != 0:
+                # No tap reads the frame itself.
+                inside = row_ok[:, None] & frame_ok[None, :]
+                gate_now = gate_tile(hidden_gate, row, frame, inside, gate_step, hidden_gate_frame_stride, True)
+            z = select(z, gate_now)
 
         w_tile = tl.load(
             w_out + out_row[:, None] * w_out_row_stride + row[None, :] * w_out_column_stride,
@@ -170,7 +175,7 @@ def fused_block(
         out_gate += batch * out_gate_batch_stride
         gate_place = out_row[:, None] * out_gate_channel_stride + frame[None, :] * out_gate_frame_stride
         out_value = tl.load(out_gate + gate_place, mask=out_active[:, None] & frame_ok[None, :], other=0)
-        total = select(total, out_value.to(tl.float32))
+        total = select(total, out_value)
     if HIDDEN_TILES:
         opened = tl.load(frame_open + batch * frames + frame, mask=frame_ok, other=0)
         total = tl.where((opened != 0)[None, :], total, 0.0)

@@ -57,8 +57,8 @@ class _Block:
         assert w_dw is not None
         assert w_out is not None
         self.x = x
-        self.hidden_gate = hidden_gate
-        self.out_gate = out_gate
+        self.hidden_gate = _as_bytes(hidden_gate)
+        self.out_gate = _as_bytes(out_gate)
         self.w_in = w_in
         self.b_in = None if b_in is None else b_in.contiguous()
         self.w_dw = w_dw.contiguous()
@@ -122,7 +122,7 @@ def _forward_on_chip(block: _Block, tile: FusedTile, y: Tensor) -> None:
     """The block in one kernel."""
     x = block.x
     tiles = tiles_of(block.frames, tile.frames)
-    vector = vector_of(x)
+    vector = vector_of(x, block.hidden_gate)
     hidden_list = list_of(block.hidden_gate, tile.frames, x)
     out_list = list_of(block.out_gate, tile.frames, x)
     kernel(fused_block)[(block.batch * tiles,)](
@@ -155,9 +155,14 @@ def _forward_on_chip(block: _Block, tile: FusedTile, y: Tensor) -> None:
     )
 
 
+def _as_bytes(gate: Tensor | None) -> Tensor | None:
+    """Booleans as bytes: kernels move those as they are and compare once."""
+    return gate.view(torch.uint8) if gate is not None and gate.dtype == torch.bool else gate
+
+
 def _multiplies(gate: Tensor | None) -> bool:
     """Whether a gate's values matter beside its list: not those of booleans where a list holds for all frames."""
-    return gate is not None and not (is_constant(gate) and gate.dtype == torch.bool)
+    return gate is not None and not (is_constant(gate) and gate.dtype == torch.uint8)
 
 
 def _is_small(weight: Tensor | None) -> bool:
@@ -264,9 +269,7 @@ def _project(
     if is_output and hidden_list.per_tile:
         frame_open = hidden_list.frame_open
     tiles = tiles_of(block.frames, tile.frames)
-    vector = vector_of(block.x)
-    if block.out_gate is not None and out_list.per_tile:
-        vector = min(vector, vector_of(block.out_gate))
+    vector = vector_of(block.x, block.out_gate if is_output else None)
     kernel(project)[(block.batch * tiles * tiles_of(block.out_channels, tile.rows),)](
         *(block.x, z, block.or_x(grad), block.or_x(block.out_gate if is_output else None)),
         *(block.w_out, block.or_x(block.b_out), block.or_x(frame_open)),

@@ -127,7 +127,7 @@ def hidden_gradient(
                     mask=out_ok[:, None] & frame_reads[None, :],
                     other=0,
                 )
-                grad_z = multiply(w_tile, select(grad_tile.to(tl.float32), gate.to(tl.float32)), grad_z, PRECISION)
+                grad_z = multiply(w_tile, select(grad_tile.to(tl.float32), gate), grad_z, PRECISION)
             else:
                 grad_z = multiply(w_tile, grad_tile, grad_z, PRECISION)
 

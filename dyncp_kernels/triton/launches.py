@@ -34,15 +34,23 @@ def strides_of(tensor: Tensor | None, count: int = 3) -> tuple[int, ...]:
     return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride()))
 
 
-def vector_of(tensor: Tensor) -> int:
-    """Values that lie side by side at every channel's start alike: at most 16 bytes of them, 1 if frames lie apart."""
+def is_constant(gate: Tensor | None) -> bool:
+    """Whether a gate (batch, channels, frames or 1) is the same at all frames, as its shape and strides tell."""
+    return gate is None or gate.shape[2] == 1 or gate.stride(2) == 0
+
+
+def vector_of(tensor: Tensor, gate: Tensor | None = None) -> int:
+    """Values that lie side by side at every channel's start alike: at most 16 bytes of them, 1 if frames lie apart.
+
+    With a gate that changes over time, as many as hold for both.
+    """
     batch_stride, channel_stride, frame_stride = strides_of(tensor)
-    vector = 16 // tensor.element_size()
     if frame_stride != 1:
         return 1
+    vector = 16 // tensor.element_size()
     while any(size % vector != 0 for size in (tensor.shape[2], batch_stride, channel_stride)):
         vector //= 2
-    return vector
+    return vector if gate is None or is_constant(gate) else min(vector, vector_of(gate))
 
 
 class ChannelList:
@@ -66,11 +74,6 @@ class ChannelList:
         self.frame_open = frame_open
         self.per_tile = per_tile
         self.is_list = is_list
-
-
-def is_constant(gate: Tensor | None) -> bool:
-    """Whether a gate (batch, channels, frames or 1) is the same at all frames, as its shape and strides tell."""
-    return gate is None or gate.shape[2] == 1 or gate.stride(2) == 0
 
 
 def list_of(gate: Tensor | None, span: int, empty: Tensor) -> ChannelList:

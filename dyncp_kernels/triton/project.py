@@ -118,7 +118,7 @@ def project(
         else:
             gate_place = batch * out_gate_batch_stride + out_row[:, None] * out_gate_channel_stride
         gate = tl.load(out_gate + gate_place, mask=out_active[:, None] & frame_ok[None, :], other=0)
-        total = select(total, gate.to(tl.float32))
+        total = select(total, gate)
     if HAS_FRAME_OPEN:
         opened = tl.load(frame_open + batch * frames + frame, mask=frame_ok, other=0)
         total = tl.where((opened != 0)[None, :], total, 0.0)

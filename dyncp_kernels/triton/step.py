@@ -249,7 +249,7 @@ def step(
         total += tl.load(b_out + out_row, mask=out_active, other=0.0).to(tl.float32)[:, None]
     if HAS_OUT_GATE:
         out_value = tl.load(out_gate, mask=written, other=0)
-        total = select(total, out_value.to(tl.float32))
+        total = select(total, out_value)
     if HAS_HIDDEN_GATE:
         total = tl.where((opened != 0)[None, :], total, 0.0)
     if RESIDUAL:

@@ -10,7 +10,8 @@ import torch
 from dyncp_kernels.ops.reference import gated_conv_reference, gated_conv_step_reference
 
 NAMES = ("hidden_gate", "out_gate", "w_in", "b_in", "w_dw", "b_dw", "w_out", "b_out", "slope_in", "slope_dw")
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 8e-4}
+# Against a reference that rounds what it keeps between its steps, too.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 reference_backward = importlib.import_module("dyncp_kernels.ops.gated_conv")._run_reference_backward
 
@@ -85,33 +86,45 @@ CASES = {
 }
 
 
+# Triton keeps the hidden activations of this width on chip for 16-bit types and in memory for float32.
+on_chip_and_in_memory = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@on_chip_and_in_memory
 @pytest.mark.parametrize("case", CASES)
-def test_forward_equals_reference(engine, case):
-    x, tensors = block(engine, **CASES[case])
+def test_forward_equals_reference(engine, case, dtype):
+    x, tensors = block(engine, dtype, **CASES[case])
     expected = gated_conv_reference(x, *tensors, dilation=2)
     assert_close(case, expected, engine.gated_conv(x, *tensors, dilation=2), TOLERANCE[x.dtype])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_forward_of_16_bit_types_rounds_only_the_output(engine, dtype):
-    x, tensors = block(engine, dtype)
-    y = engine.gated_conv(x, *tensors)
-    assert_close("y", gated_conv_reference(x, *tensors), y, TOLERANCE[dtype])
+def test_forward_of_float16(engine):
+    x, tensors = block(engine, torch.float16)
+    assert_close("y", gated_conv_reference(x, *tensors), engine.gated_conv(x, *tensors), TOLERANCE[x.dtype])
 
 
+@on_chip_and_in_memory
 @pytest.mark.parametrize(
     ("dilation", "causal", "residual"), [(1, True, False), (8, True, True), (3, False, True), (30, True, True)]
 )
-def test_dilation_padding_and_residual(engine, dilation, causal, residual):
+def test_dilation_padding_and_residual(engine, dtype, dilation, causal, residual):
     options = {"dilation": dilation, "causal": causal, "residual": residual}
-    x, tensors = block(engine, batch=1)
+    x, tensors = block(engine, dtype, batch=1)
     expected = gated_conv_reference(x, *tensors, **options)
     assert_close("y", expected, engine.gated_conv(x, *tensors, **options), TOLERANCE[x.dtype])
 
 
+@on_chip_and_in_memory
+def test_taps_that_all_miss_the_frame_itself(engine, dtype):
+    x, tensors = block(engine, dtype, taps=2, batch=1)
+    expected = gated_conv_reference(x, *tensors, dilation=3, causal=False)
+    assert_close("y", expected, engine.gated_conv(x, *tensors, dilation=3, causal=False), TOLERANCE[dtype])
+
+
+@on_chip_and_in_memory
 @pytest.mark.parametrize("how", ["frame", "item"])
-def test_nothing_kept_leaves_x_unchanged(engine, how):
-    x, tensors = block(engine, hidden_gate=how, out_gate=None)
+def test_nothing_kept_leaves_x_unchanged(engine, dtype, how):
+    x, tensors = block(engine, dtype, hidden_gate=how, out_gate=None)
     tensors[0] = torch.zeros_like(tensors[0])
     assert torch.equal(engine.gated_conv(x, *tensors), x)
     tensors[0], tensors[1] = None, x.new_zeros(x.shape, dtype=torch.bool)
@@ -129,10 +142,11 @@ def _poison(tensors, hidden_rows, out_rows):
     return poisoned
 
 
+@on_chip_and_in_memory
 @pytest.mark.parametrize("how", ["frame", "item"])
 @pytest.mark.parametrize("kind", ["bool", "float"])
-def test_pruned_weights_are_never_read(engine, how, kind):
-    x, tensors = block(engine, batch=1, hidden_gate=how, out_gate=how, kind=kind, density=0.6)
+def test_pruned_weights_are_never_read(engine, dtype, how, kind):
+    x, tensors = block(engine, dtype, batch=1, hidden_gate=how, out_gate=how, kind=kind, density=0.6)
     hidden_rows, out_rows = [0, 5, 17, 39], [1, 19]
     tensors[0][:, hidden_rows] = 0
     tensors[1][:, out_rows] = 0
@@ -141,16 +155,18 @@ def test_pruned_weights_are_never_read(engine, how, kind):
     assert_close("y", expected, actual, TOLERANCE[x.dtype])
 
 
-def test_items_of_a_batch_use_their_own_gates(engine):
-    x, tensors = block(engine, batch=3, frames=40, hidden_gate="item", out_gate="item")
+@on_chip_and_in_memory
+def test_items_of_a_batch_use_their_own_gates(engine, dtype):
+    x, tensors = block(engine, dtype, batch=3, frames=40, hidden_gate="item", out_gate="item")
     together = engine.gated_conv(x, *tensors)
     for item in range(3):
         alone = [tensor[item : item + 1] if index < 2 else tensor for index, tensor in enumerate(tensors)]
         assert torch.equal(together[item : item + 1], engine.gated_conv(x[item : item + 1], *alone))
 
 
-def test_pruned_values_do_not_leak_into_other_frames(engine):
-    x, tensors = block(engine, batch=1, out_gate=None)
+@on_chip_and_in_memory
+def test_pruned_values_do_not_leak_into_other_frames(engine, dtype):
+    x, tensors = block(engine, dtype, batch=1, out_gate=None)
     tensors[0][:, :, 30] = False
     poisoned = x.clone()
     poisoned[:, :, 30] = float("nan")
@@ -160,8 +176,9 @@ def test_pruned_values_do_not_leak_into_other_frames(engine):
     assert torch.equal(dirty[:, :, others], clean[:, :, others])
 
 
-def test_strided_arguments(engine):
-    x, tensors = block(engine, batch=2)
+@on_chip_and_in_memory
+def test_strided_arguments(engine, dtype):
+    x, tensors = block(engine, dtype, batch=2)
     expected = gated_conv_reference(x, *tensors)
     strided = x.transpose(1, 2).contiguous().transpose(1, 2)
     tensors[0] = tensors[0].transpose(1, 2).contiguous().transpose(1, 2)
@@ -237,8 +254,9 @@ def test_empty_sizes_give_empty_or_zero_results(engine, case):
         assert_close(name, want, have, 2e-5)
 
 
-def test_frames_and_steps_of_size_zero_or_one(engine):
-    x, tensors = block(engine, frames=1, batch=2)
+@on_chip_and_in_memory
+def test_frames_and_steps_of_size_zero_or_one(engine, dtype):
+    x, tensors = block(engine, dtype, frames=1, batch=2)
     expected = gated_conv_reference(x, *tensors, dilation=2)
     assert_close("y", expected, engine.gated_conv(x, *tensors, dilation=2), TOLERANCE[x.dtype])
     none = [tensor[:0, :, 0] if index < 2 else tensor for index, tensor in enumerate(tensors)]

@@ -48,6 +48,16 @@ def test_back_end_that_cannot_run_is_an_error_with_the_reason(monkeypatch):
         backends.chosen()
 
 
+def test_library_that_does_not_load_says_what_is_missing_and_not_where_it_lies(monkeypatch, tmp_path):
+    library = tmp_path / "_C_cuda.abi3.so"
+    library.write_bytes(b"no library")
+    monkeypatch.setattr(backends, "CUDA_LIBRARY", library)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    reason = backends._cuda_unavailable.__wrapped__()
+    assert reason.startswith("_C_cuda.abi3.so: ")
+    assert str(tmp_path) not in reason
+
+
 def test_unknown_name_is_an_error(monkeypatch):
     monkeypatch.setenv(backends.VARIABLE, "fast")
     with pytest.raises(ValueError, match=r"must be one of triton, cuda, reference .*'fast'"):
