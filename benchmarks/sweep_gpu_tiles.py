@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -87,13 +88,12 @@ def choices(dtype: str, batch: int, frames: int, channels: int, hidden: int, gat
         gate = torch.rand(batch, hidden, 1 if gates == "item" else frames, device=gpu.DEVICE) < 0.25
     block = block_kernels._Block(x, (gate, None, *weights.all()), gpu.DILATION, True, True)
     per_tile = not is_constant(gate)
-    rule = tile_sizes.forward_tiles(batch, frames, hidden, channels, x.element_size(), block.precision, per_tile)
-    pitch = -(-frames // 16) * 16
-    u, z = (torch.zeros(batch, hidden, pitch, dtype=x.dtype, device=x.device) for _ in range(2))
+    rule = tile_sizes.forward_tiles(batch, frames, hidden, channels, block.precision, per_tile=per_tile)
+    pitch = block_kernels._pitch_of(frames)
     # A channel that is closed throughout leaves its row as it was: they start equal for all sets of blocks.
+    u, z = (torch.zeros(batch, hidden, pitch, dtype=x.dtype, device=x.device) for _ in range(2))
     y = torch.empty_like(x)
-    padded = block_kernels._padded(block, rule, pitch)
-    no_list = list_of(None, 0, x)
+    padded = block_kernels._padded(x, rule, block.precision)
 
     def with_list(tile: Any) -> Any:
         return list_of(block.hidden_gate, tile.frames, x)
@@ -101,26 +101,33 @@ def choices(dtype: str, batch: int, frames: int, channels: int, hidden: int, gat
     def fits(tile: Any) -> bool:
         return not per_tile or tile.frames == rule.expand.frames
 
+    def expand(source: Tensor, tile: Any) -> None:
+        options: dict[str, Any] = {"bias": block.b_in, "activation": (block.slope_in,), "row_list": with_list(tile)}
+        block_kernels._pointwise(source, block.w_in, u, tile, block.precision, **options)
+
+    def project(tile: Any) -> None:
+        options: dict[str, Any] = {"bias": block.b_out, "depth_list": with_list(tile), "added": x}
+        block_kernels._pointwise(z, block.w_out, y, tile, block.precision, **options)
+
     products = [tile_sizes.ProductTile(*numbers) for numbers in PRODUCTS[dtype]]
     for source in (padded, x) if padded is not x else (x,):
+        name = "expand" if source is padded else "expand without a copy of x"
         for tile in dict.fromkeys((rule.expand, *filter(fits, products))):
-            call = lambda s=source, t=tile: block_kernels._expand(block, s, with_list(t), t, u, activate=True)  # noqa: E731
-            name = "expand" if source is padded else "expand without a copy of x"
-            yield Choice(f"{name} {tile}", call, u, tile == rule.expand)
+            yield Choice(f"{name} {tile}", partial(expand, source, tile), u, tile == rule.expand)
     if padded is not x:
-        yield Choice("pad_frames", lambda: block_kernels._padded(block, rule, pitch), padded, True)
+        yield Choice("pad_frames", partial(block_kernels._padded, x, rule, block.precision), padded, True)
     for row_tile in dict.fromkeys((rule.depthwise, *filter(fits, (tile_sizes.RowTile(*r) for r in ROWS)))):
         call = lambda t=row_tile: block_kernels._depthwise(block, u, with_list(t), t, z)  # noqa: E731
         yield Choice(f"depthwise {row_tile}", call, z, row_tile == rule.depthwise)
     for tile in dict.fromkeys((rule.project, *filter(fits, products))):
-        call = lambda t=tile: block_kernels._project(block, z, with_list(t), no_list, t, y)  # noqa: E731
-        yield Choice(f"project {tile}", call, y, tile == rule.project)
+        yield Choice(f"project {tile}", partial(project, tile), y, tile == rule.project)
     fused = tile_sizes.fused_tile(channels, hidden, channels, block.precision)
     if fused is not None:
         for numbers in FUSED:
             other = replace(fused, **dict(zip(("frames", "hidden", "warps", "stages"), numbers)))
-            call = lambda t=other: block_kernels._forward_on_chip(block, t, y)  # noqa: E731
-            yield Choice(f"fused_block {other}", call, y, other == fused)
+            yield Choice(
+                f"fused_block {other}", partial(block_kernels._forward_on_chip, block, other, y), y, other == fused
+            )
 
 
 def sweep(timer: Any, sizes: list[tuple[Any, ...]], part: int = 0, parts: int = 1) -> None:

@@ -9,38 +9,19 @@ __all__ = ["activate", "multiply", "select", "slope_of"]
 
 
 @triton.jit
-def _dot(a, b, total, WIDEN: tl.constexpr):  # noqa: N803
-    """A product of 16-bit operands; WIDEN first makes them float32, which changes no product."""
-    if WIDEN:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, total, input_precision="ieee")
-
-
-@triton.jit
 def multiply(a, b, total, PRECISION: tl.constexpr):  # noqa: N803
     """Total + a @ b, accumulated in float32.
 
-    PRECISION is "ieee" or "tf32" for float32 operands.  With "split" (16-bit tensors) two operands of the same 16-bit
-    type are multiplied as they are; an operand that is float32, such as an activation inside the block, is cut into
-    a sum of two bfloat16 numbers, which keeps 16 of its bits at the speed of the 16-bit units and at full range.
-    "split_wide" does the same with products of float32 copies, for the interpreter, whose products of bfloat16 numbers
-    are wrong.
+    PRECISION is "ieee" or "tf32" for float32 operands, and "short" for those of a 16-bit type, to which b is rounded
+    first; "short_wide" does the same with products of float32 copies, for the interpreter, whose products of bfloat16
+    numbers are wrong.
     """
-    if PRECISION == "ieee" or PRECISION == "tf32":
-        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
-    elif a.dtype == b.dtype and a.dtype != tl.float32:
-        total = _dot(a, b, total, PRECISION == "split_wide")
+    if PRECISION == "short":
+        total = tl.dot(a, b.to(a.dtype), total)
+    elif PRECISION == "short_wide":
+        total = tl.dot(a.to(tl.float32), b.to(a.dtype).to(tl.float32), total, input_precision="ieee")
     else:
-        a_high = a.to(tl.float32).to(tl.bfloat16)
-        b_high = b.to(tl.float32).to(tl.bfloat16)
-        if a.dtype != tl.bfloat16:
-            a_low = (a.to(tl.float32) - a_high.to(tl.float32)).to(tl.bfloat16)
-            total = _dot(a_low, b_high, total, PRECISION == "split_wide")
-        if b.dtype != tl.bfloat16:
-            b_low = (b.to(tl.float32) - b_high.to(tl.float32)).to(tl.bfloat16)
-            total = _dot(a_high, b_low, total, PRECISION == "split_wide")
-        total = _dot(a_high, b_high, total, PRECISION == "split_wide")
+        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
     return total
 
 

@@ -37,6 +37,7 @@ def hidden_tile(
     HAS_GATE: tl.constexpr,  # noqa: N803
     HAS_ACTIVATION: tl.constexpr,  # noqa: N803
     HAS_SLOPE: tl.constexpr,  # noqa: N803
+    MULTIPLY: tl.constexpr = True,  # noqa: N803  by the gate; otherwise it only selects
 ):
     """U at the given rows and frames, 0 outside the signal.  Values behind a closed gate are not loaded."""
     inside = row_ok[:, None] & ((frame >= 0) & (frame < frames))[None, :]
@@ -48,7 +49,7 @@ def hidden_tile(
         u = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     if HAS_ACTIVATION:
         u = activate(u, slope, HAS_SLOPE)
-    if HAS_GATE:
+    if HAS_GATE and MULTIPLY:
         u = select(u, value)
     return u
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from dyncp_kernels.triton.depthwise import depthwise
-from dyncp_kernels.triton.expand import expand
+from dyncp_kernels.triton.depthwise_gradient import depthwise_gradient, expansion_gradient
 from dyncp_kernels.triton.fused_block import fused_block
-from dyncp_kernels.triton.hidden_gradient import hidden_gradient
-from dyncp_kernels.triton.input_gradient import expansion_gradient, input_gradient
 from dyncp_kernels.triton.launches import (
     ChannelList,
     is_constant,
@@ -22,16 +20,15 @@ from dyncp_kernels.triton.launches import (
     vector_of,
 )
 from dyncp_kernels.triton.pad_frames import pad_frames
-from dyncp_kernels.triton.project import project
+from dyncp_kernels.triton.pointwise import pointwise
 from dyncp_kernels.triton.tile_sizes import (
     ForwardTiles,
     FusedTile,
-    GradientTile,
     ProductTile,
     RowTile,
     forward_tiles,
     fused_tile,
-    gradient_tile,
+    gradient_tiles,
     precision_of,
 )
 from dyncp_kernels.triton.weight_gradient import weight_gradient
@@ -172,33 +169,58 @@ def _is_small(weight: Tensor | None) -> bool:
 
 def _forward_in_memory(block: _Block, y: Tensor) -> None:
     """The block in three kernels, with the hidden activations in memory, in the type of x."""
-    per_tile = not (is_constant(block.hidden_gate) and is_constant(block.out_gate))
-    sizes = forward_tiles(
-        block.batch, block.frames, block.hidden, block.out_channels, block.x.element_size(), block.precision, per_tile
-    )
-    hidden_list = list_of(block.hidden_gate, sizes.expand.frames, block.x)
-    out_list = list_of(block.out_gate, sizes.project.frames, block.x)
-    # Rows of whole vectors: neighbouring threads move 16 bytes each.
-    pitch = tiles_of(block.frames, 16) * 16
-    u = block.x
-    if block.w_in is not None:
-        u = block.x.new_empty(block.batch, block.hidden, pitch)
-        _expand(block, _padded(block, sizes, pitch), hidden_list, sizes.expand, u, activate=True)
-    z = block.x.new_empty(block.batch, block.hidden, pitch)
-    _depthwise(block, u, hidden_list, sizes.depthwise, z)
-    _project(block, z, hidden_list, out_list, sizes.project, y)
-
-
-def _padded(block: _Block, sizes: ForwardTiles, pitch: int) -> Tensor:
-    """X, or a copy whose rows are read in whole vectors where that is less work."""
     x = block.x
+    sizes = forward_tiles(
+        *(block.batch, block.frames, block.hidden, block.out_channels, block.precision),
+        per_tile=not (is_constant(block.hidden_gate) and is_constant(block.out_gate)),
+    )
+    hidden_list = list_of(block.hidden_gate, sizes.expand.frames, x)
+    out_list = list_of(block.out_gate, sizes.project.frames, x)
+    pitch = _pitch_of(block.frames)
+    u = x
+    if block.w_in is not None:
+        u = x.new_empty(block.batch, block.hidden, pitch)
+        _pointwise(
+            *(_padded(x, sizes, block.precision), block.w_in, u, sizes.expand, block.precision),
+            bias=block.b_in,
+            activation=(block.slope_in,),
+            row_list=hidden_list,
+        )
+    z = x.new_empty(block.batch, block.hidden, pitch)
+    _depthwise(block, u, hidden_list, sizes.depthwise, z)
+    _pointwise(
+        *(z, block.w_out, y, sizes.project, block.precision),
+        bias=block.b_out,
+        row_list=out_list,
+        depth_list=hidden_list,
+        gate=block.out_gate,
+        frame_open=hidden_list.frame_open if hidden_list.per_tile else None,
+        added=x if block.residual else None,
+    )
+
+
+def _pitch_of(frames: int) -> int:
+    """Frames between the channels of what is kept in memory, so that every channel begins with a whole vector."""
+    return tiles_of(frames, 16) * 16
+
+
+def _padded(
+    x: Tensor, sizes: ForwardTiles, precision: str, gate: Tensor | None = None, frame_open: Tensor | None = None
+) -> Tensor:
+    """X behind a gate; a copy whose channels begin with whole vectors where that is less work."""
     vector = vector_of(x)
-    if not sizes.pads_x or vector * x.element_size() >= 16:
+    is_aligned = vector * x.element_size() >= 16 or precision == "ieee"
+    if gate is None and frame_open is None and is_aligned:
         return x
-    padded = x.new_empty(block.batch, block.channels, pitch)
+    batch, channels, frames = x.shape
+    pitch = _pitch_of(frames)
+    padded = x.new_empty(batch, channels, pitch)
     tiles = tiles_of(pitch, sizes.pad.frames)
-    kernel(pad_frames)[(block.batch * tiles * tiles_of(block.channels, sizes.pad.rows),)](
-        *(x, padded, block.channels, tiles, *strides_of(x), block.frames // vector, pitch),
+    kernel(pad_frames)[(batch * tiles * tiles_of(channels, sizes.pad.rows),)](
+        *(x, x if gate is None else gate, x if frame_open is None else frame_open, padded, channels, tiles),
+        *(*strides_of(x), *strides_of(gate), frames // vector, pitch),
+        HAS_GATE=gate is not None,
+        HAS_FRAME_OPEN=frame_open is not None,
         VECTOR=vector,
         BLOCK_T=sizes.pad.frames,
         BLOCK_C=sizes.pad.rows,
@@ -207,26 +229,57 @@ def _padded(block: _Block, sizes: ForwardTiles, pitch: int) -> Tensor:
     return padded
 
 
-def _expand(
-    block: _Block, x: Tensor, hidden_list: ChannelList, tile: ProductTile, a: Tensor, *, activate: bool
+def _pointwise(
+    x: Tensor,
+    w: Tensor,
+    y: Tensor,
+    tile: ProductTile,
+    precision: str,
+    *,
+    bias: Tensor | None = None,
+    activation: tuple[Tensor | None] | None = None,
+    row_list: ChannelList | None = None,
+    depth_list: ChannelList | None = None,
+    gate: Tensor | None = None,
+    frame_open: Tensor | None = None,
+    added: Tensor | None = None,
+    factor: Tensor | None = None,
 ) -> None:
-    """Write W_in x + b_in, activated or as it is, to the rows of `a` that a list names."""
-    tiles = tiles_of(block.frames, tile.frames)
-    vector = vector_of(x)
-    kernel(expand)[(block.batch * tiles * tiles_of(block.hidden, tile.rows),)](
-        *(x, block.w_in, block.or_x(block.b_in), block.or_x(block.slope_in), hidden_list.order, hidden_list.count, a),
-        *(block.channels, block.hidden, tiles, *strides_of(x), *block.w_in_strides),
-        *(x.shape[2] // vector, a.shape[2]),
-        HIDDEN_TILES=hidden_list.per_tile,
-        HAS_LIST=hidden_list.is_list,
-        HAS_B_IN=block.b_in is not None,
-        ACTIVATE=activate,
-        HAS_SLOPE_IN=block.slope_in is not None,
-        PRECISION=block.precision,
+    """Write w x + bias to y, then activated (with a slope or none), gated, multiplied by `factor` or with `added`."""
+    no_list = list_of(None, 0, x)
+    row_list, depth_list = row_list or no_list, depth_list or no_list
+    other = added if factor is None else factor
+    batch, rows, y_frames = y.shape
+    # Frames of x beyond those of y only fill its last vector.
+    tiles = tiles_of(min(x.shape[2], y_frames), tile.frames)
+    x_vector = vector_of(x)
+    vector = vector_of(y if other is None else other, gate)
+
+    def or_x(tensor: Tensor | None) -> Tensor:
+        return x if tensor is None else tensor
+
+    kernel(pointwise)[(batch * tiles * tiles_of(rows, tile.rows),)](
+        *(x, w, or_x(bias), x if activation is None else or_x(activation[0]), or_x(gate), or_x(frame_open)),
+        *(or_x(other), row_list.order, row_list.count, depth_list.order, depth_list.count, y),
+        *(rows, x.shape[1], tiles, *strides_of(x), *w.stride(), *strides_of(gate), *strides_of(other)),
+        *(x.shape[2] // x_vector, y_frames // vector),
+        HAS_ROW_LIST=row_list.is_list,
+        ROW_TILES=row_list.per_tile,
+        WRITES_CLOSED=other is not None,
+        HAS_DEPTH_LIST=depth_list.is_list,
+        DEPTH_TILES=depth_list.per_tile,
+        HAS_BIAS=bias is not None,
+        ACTIVATE=activation is not None,
+        HAS_SLOPE=activation is not None and activation[0] is not None,
+        HAS_GATE=gate is not None,
+        HAS_FRAME_OPEN=frame_open is not None,
+        OTHER="none" if other is None else "added" if factor is None else "multiplied",
+        PRECISION=precision,
+        X_VECTOR=x_vector,
         VECTOR=vector,
         BLOCK_T=tile.frames,
-        BLOCK_H=tile.rows,
-        BLOCK_C=tile.depth,
+        BLOCK_R=tile.rows,
+        BLOCK_D=tile.depth,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -234,15 +287,14 @@ def _expand(
 
 def _depthwise(block: _Block, u: Tensor, hidden_list: ChannelList, tile: RowTile, z: Tensor) -> None:
     """Write the second activation to the rows of `z` that a list names."""
-    gate = block.hidden_gate
     tiles = tiles_of(block.frames, tile.frames)
     vector = math.gcd(block.frames, 16)
     kernel(depthwise)[(block.batch * tiles * tiles_of(block.hidden, tile.rows),)](
-        *(u, block.or_x(gate), block.w_dw, block.or_x(block.b_dw), block.or_x(block.slope_dw)),
+        *(u, block.or_x(block.hidden_gate), block.w_dw, block.or_x(block.b_dw), block.or_x(block.slope_dw)),
         *(hidden_list.order, hidden_list.count, z, block.hidden, tiles, *strides_of(u), *block.hidden_gate_strides),
         *(block.frames // vector, z.shape[2]),
         HIDDEN_TILES=hidden_list.per_tile,
-        HAS_HIDDEN_GATE=_multiplies(gate),
+        HAS_HIDDEN_GATE=_multiplies(block.hidden_gate),
         HAS_HIDDEN_LIST=hidden_list.is_list,
         HAS_B_DW=block.b_dw is not None,
         HAS_SLOPE_DW=block.slope_dw is not None,
@@ -251,47 +303,6 @@ def _depthwise(block: _Block, u: Tensor, hidden_list: ChannelList, tile: RowTile
         BLOCK_T=tile.frames,
         BLOCK_H=tile.rows,
         num_warps=tile.warps,
-    )
-
-
-def _project(
-    block: _Block,
-    z: Tensor,
-    hidden_list: ChannelList,
-    out_list: ChannelList,
-    tile: ProductTile,
-    y: Tensor,
-    grad: Tensor | None = None,
-    frame_open: Tensor | None = None,
-) -> None:
-    """Write the output to y; or, given the gradient of the output, that of the output gate (float32)."""
-    is_output = grad is None
-    if is_output and hidden_list.per_tile:
-        frame_open = hidden_list.frame_open
-    tiles = tiles_of(block.frames, tile.frames)
-    vector = vector_of(block.x, block.out_gate if is_output else None)
-    kernel(project)[(block.batch * tiles * tiles_of(block.out_channels, tile.rows),)](
-        *(block.x, z, block.or_x(grad), block.or_x(block.out_gate if is_output else None)),
-        *(block.w_out, block.or_x(block.b_out), block.or_x(frame_open)),
-        *(hidden_list.order, hidden_list.count, out_list.order, out_list.count, y),
-        *(block.hidden, block.out_channels, block.frames // vector, tiles, *strides_of(block.x), *strides_of(z)),
-        *((0, 0, 0) if grad is None else grad.stride()),
-        *(*block.out_gate_strides, *block.w_out_strides, z.shape[2]),
-        HIDDEN_TILES=hidden_list.per_tile,
-        OUT_TILES=out_list.per_tile,
-        HAS_HIDDEN_LIST=hidden_list.is_list,
-        HAS_OUT_GATE=out_list.is_list,
-        HAS_FRAME_OPEN=frame_open is not None,
-        HAS_B_OUT=block.b_out is not None,
-        RESIDUAL=block.residual and is_output,
-        GATE_GRADIENT=not is_output,
-        PRECISION=block.precision,
-        VECTOR=vector,
-        BLOCK_T=tile.frames,
-        BLOCK_H=tile.depth,
-        BLOCK_O=tile.rows,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
     )
 
 
@@ -306,8 +317,8 @@ def gated_conv_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x and of the ten tensors that follow it; an empty tensor where none is wanted or there is none.
 
-    The hidden activations are computed again, in float32, and kept in memory between the kernels.  A gradient of the
-    hidden gate needs the values of closed channels too; without one they are skipped as in the forward.
+    The hidden activations are computed again and kept in memory between the kernels, in the type of x.  A gradient of
+    the hidden gate needs the values of closed channels too; without one they are skipped as in the forward.
     """
     inputs = (x, *tensors)
     wants = [
@@ -320,113 +331,106 @@ def gated_conv_backward(
             torch.zeros_like(tensor) if want and tensor is not None else x.new_empty(0)
             for want, tensor in zip(wants, inputs)
         )
-    sizes = gradient_tile(block.channels, block.hidden, block.out_channels, block.precision)
-    tiles = tiles_of(block.frames, sizes.frames)
-    programs = block.batch * tiles
     _, wants_hidden_gate, wants_out_gate, *_ = wants
-
-    hidden_list = list_of(None if wants_hidden_gate else block.hidden_gate, sizes.frames, x)
-    out_list = list_of(block.out_gate, sizes.frames, x)
-    frame_open = x
+    hidden_gate = None if wants_hidden_gate else block.hidden_gate
+    sizes = gradient_tiles(
+        *(block.batch, block.frames, block.channels, block.hidden, block.out_channels, block.precision),
+        per_tile=not (is_constant(hidden_gate) and is_constant(block.out_gate)),
+    )
+    hidden_list = list_of(hidden_gate, sizes.rows.frames, x)
+    out_list = list_of(block.out_gate, sizes.rows.frames, x)
+    frame_open = None
     if block.hidden_gate is not None:
         frame_open = (block.hidden_gate != 0).any(1).to(torch.uint8).expand(block.batch, block.frames).contiguous()
+
+    pitch = _pitch_of(block.frames)
+    padded_x = _padded(x, sizes.forward, block.precision)
+    # The gradient that reaches the branch: nothing where an output channel or all hidden ones are closed.
+    grad_branch = _padded(grad, sizes.forward, block.precision, block.out_gate, frame_open)
     a = x
     if block.w_in is not None:
-        a = x.new_empty(block.batch, block.hidden, block.frames, dtype=torch.float32)
-        _expand(block, x, hidden_list, sizes.expand, a, activate=False)
+        a = x.new_empty(block.batch, block.hidden, pitch)
+        _pointwise(
+            *(padded_x, block.w_in, a, sizes.forward.expand, block.precision), bias=block.b_in, row_list=hidden_list
+        )
+    grad_z = x.new_empty(block.batch, block.hidden, pitch)
+    _pointwise(
+        *(grad_branch, block.w_out.t(), grad_z, sizes.forward.expand, block.precision),
+        row_list=hidden_list,
+        depth_list=out_list,
+    )
 
-    hidden_shape = (block.batch, block.hidden, block.frames)
-    z = x.new_empty(hidden_shape, dtype=torch.float32)
-    grad_c = torch.empty_like(z)
-    grad_gate = torch.empty_like(z) if wants_hidden_gate else z
-    # Rows that no list names keep their zeros.
+    # Rows that no list names hold zeros, so that sums over frames need no lists.
+    new = torch.zeros_like if hidden_list.is_list else torch.empty_like
+    z, grad_a, grad_c = new(grad_z), new(grad_z), torch.empty_like(grad_z)
+    grad_gate = torch.empty_like(z, dtype=torch.float32) if wants_hidden_gate else z
+    tiles = tiles_of(block.frames, sizes.rows.frames)
+    programs = block.batch * tiles
     grad_row = x.new_zeros(block.taps + 2, programs, block.hidden, dtype=torch.float32)
-    lists = (hidden_list.order, hidden_list.count, out_list.order, out_list.count)
-    hidden_options = {
+    grad_slope = x.new_zeros(programs, block.hidden, dtype=torch.float32)
+    gate_or_x, slope_in, slope_dw = (block.or_x(t) for t in (block.hidden_gate, block.slope_in, block.slope_dw))
+    vector = math.gcd(block.frames, 16)
+    lengths = (*strides_of(a), *block.hidden_gate_strides, block.frames // vector, pitch)
+    options = {
         "HIDDEN_TILES": hidden_list.per_tile,
         "HAS_HIDDEN_GATE": block.hidden_gate is not None,
         "HAS_HIDDEN_LIST": hidden_list.is_list,
+        "HAS_W_IN": block.w_in is not None,
+        "HAS_SLOPE_IN": block.slope_in is not None,
+        "GATE_GRADIENT": wants_hidden_gate,
+        **block.taps_options(),
+        "VECTOR": vector,
+        "BLOCK_T": sizes.rows.frames,
+        "BLOCK_H": sizes.rows.rows,
+        "num_warps": sizes.rows.warps,
     }
-    launch_options = {"num_warps": sizes.warps, "num_stages": sizes.stages}
-    hidden_grid = (programs, tiles_of(block.hidden, sizes.hidden))
-    kernel(hidden_gradient)[(hidden_grid[0] * hidden_grid[1],)](
-        *(a, grad, frame_open, block.or_x(block.hidden_gate), block.or_x(block.out_gate)),
-        *(block.w_dw, block.or_x(block.b_dw), block.w_out, block.or_x(block.slope_in), block.or_x(block.slope_dw)),
-        *(*lists, z, grad_c, grad_gate, grad_row),
-        *(block.hidden, block.out_channels, block.frames, tiles, programs),
-        *(*a.stride(), *grad.stride(), *block.hidden_gate_strides, *block.out_gate_strides, *block.w_out_strides),
-        **hidden_options,
-        OUT_TILES=out_list.per_tile,
-        HAS_OUT_GATE=block.out_gate is not None,
-        HAS_W_IN=block.w_in is not None,
-        **block.options(),
-        GATE_GRADIENT=wants_hidden_gate,
-        **block.taps_options(),
-        PRECISION=block.precision,
-        BLOCK_T=sizes.frames,
-        BLOCK_H=sizes.hidden,
-        BLOCK_O=sizes.out_channels,
-        **launch_options,
+    grid = (programs * tiles_of(block.hidden, sizes.rows.rows),)
+    kernel(depthwise_gradient)[grid](
+        *(a, grad_z, gate_or_x, block.w_dw, block.or_x(block.b_dw), slope_in, slope_dw),
+        *(hidden_list.order, hidden_list.count, z, grad_c, grad_gate, grad_row),
+        *(block.hidden, tiles, programs, *lengths),
+        HAS_B_DW=block.b_dw is not None,
+        HAS_SLOPE_DW=block.slope_dw is not None,
+        **options,
     )
-    sums = grad_row.sum(1)
-
-    if wants_out_gate:
-        gradient = x.new_empty(block.batch, block.out_channels, block.frames, dtype=torch.float32)
-        opened = None if block.hidden_gate is None else frame_open
-        _project(block, z, hidden_list, list_of(None, 0, x), sizes.project, gradient, grad, opened)
-        results[2] = _gate_gradient(gradient, tensors[1])
-
-    # Without an expansion this is the gradient of x, which has to be 0 where nothing is written.
-    grad_a = torch.empty_like(z) if block.w_in is not None else torch.zeros_like(z)
-    grad_slope = x.new_zeros(programs, block.hidden, dtype=torch.float32)
-    kernel(expansion_gradient)[hidden_grid](
-        *(a, block.or_x(block.hidden_gate), block.w_dw, block.or_x(block.slope_in)),
-        *(hidden_list.order, hidden_list.count, grad_c, grad_a, grad_gate, grad_slope),
-        *(block.hidden, block.frames, tiles, *a.stride(), *block.hidden_gate_strides),
-        **hidden_options,
-        HAS_W_IN=block.w_in is not None,
-        HAS_SLOPE_IN=block.slope_in is not None,
-        GATE_GRADIENT=wants_hidden_gate,
-        **block.taps_options(),
-        BLOCK_T=sizes.frames,
-        BLOCK_H=sizes.hidden,
-        **launch_options,
+    kernel(expansion_gradient)[grid](
+        *(a, gate_or_x, block.w_dw, slope_in, hidden_list.order, hidden_list.count),
+        *(grad_c, grad_a, grad_gate, grad_slope, block.hidden, tiles, *lengths),
+        **options,
     )
+
     if wants_hidden_gate:
-        results[1] = _gate_gradient(grad_gate, tensors[0])
-
+        results[1] = _gate_gradient(grad_gate[:, :, : block.frames], tensors[0])
+    if wants_out_gate:
+        gradient = torch.empty_like(grad, dtype=torch.float32, memory_format=torch.contiguous_format)
+        _pointwise(
+            *(z, block.w_out, gradient, sizes.forward.project, block.precision),
+            bias=block.b_out,
+            depth_list=hidden_list,
+            frame_open=frame_open,
+            factor=grad,
+        )
+        results[2] = _gate_gradient(gradient, tensors[1])
     if wants[0] and block.w_in is None:
-        results[0] = (grad_a + grad if residual else grad_a).to(x.dtype)
-    elif wants[0]:
-        results[0] = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        kernel(input_gradient)[(programs * tiles_of(block.channels, sizes.channels),)](
-            *(grad, grad_a, block.or_x(block.hidden_gate), block.w_in, hidden_list.order, hidden_list.count),
-            *(results[0], block.channels, block.hidden, block.frames, tiles),
-            *(*grad.stride(), *block.hidden_gate_strides, *block.w_in_strides),
-            **hidden_options,
-            RESIDUAL=residual,
-            PRECISION=block.precision,
-            BLOCK_T=sizes.frames,
-            BLOCK_H=sizes.hidden,
-            BLOCK_C=sizes.channels,
-            **launch_options,
+        grad_u = grad_a[:, :, : block.frames]
+        results[0] = grad_u + grad if residual else grad_u
+    elif wants[0] and block.w_in is not None:
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        _pointwise(
+            *(grad_a, block.w_in.t(), grad_x, sizes.grad_x, block.precision),
+            depth_list=hidden_list,
+            added=grad if residual else None,
         )
-
+        results[0] = grad_x
     if block.w_in is not None and (wants[3] or wants[4]):
-        product, row_sum = _weight_gradient(
-            *(block, sizes, grad_a, x, block.hidden_gate, None, None), multiply_left=False, with_sum=wants[4]
-        )
+        product, row_sum = _weight_gradient(grad_a, padded_x, sizes.weights, block.precision, with_sum=wants[4])
         results[3] = product if wants[3] else results[3]
         results[4] = row_sum if wants[4] else results[4]
     if wants[7] or wants[8]:
-        opened = None if block.hidden_gate is None else frame_open
-        product, row_sum = _weight_gradient(
-            *(block, sizes, grad, z, block.out_gate, block.hidden_gate, opened),
-            multiply_left=True,
-            with_sum=wants[8],
-        )
+        product, row_sum = _weight_gradient(grad_branch, z, sizes.weights, block.precision, with_sum=wants[8])
         results[7] = product if wants[7] else results[7]
         results[8] = row_sum if wants[8] else results[8]
+    sums = grad_row.sum(1)
     if wants[5]:
         results[5] = sums[: block.taps].t().contiguous()
     if wants[6]:
@@ -449,42 +453,31 @@ def _gate_gradient(gradient: Tensor, gate: Tensor | None) -> Tensor:
 
 
 def _weight_gradient(
-    block: _Block,
-    sizes: GradientTile,
-    left: Tensor,
-    right: Tensor,
-    left_gate: Tensor | None,
-    right_gate: Tensor | None,
-    frame_open: Tensor | None,
-    *,
-    multiply_left: bool,
-    with_sum: bool,
+    left: Tensor, right: Tensor, tile: ProductTile, precision: str, *, with_sum: bool
 ) -> tuple[Tensor, Tensor]:
     """Sums over batch and frames of left times right, and of left, as (rows, columns) and (rows,)."""
-    rows, columns = left.shape[1], right.shape[1]
-    block_m = sizes.hidden if rows == block.hidden else min(sizes.out_channels, 32)
-    block_n = min(sizes.channels, 64)
-    tiles = tiles_of(block.frames, sizes.frames)
-    programs = block.batch * tiles
+    batch, rows, frames = left.shape
+    columns = right.shape[1]
+    # Frames of one that the other does not have are not real ones.
+    frames = min(frames, right.shape[2])
+    vector = min(vector_of(left), vector_of(right))
+    tiles = tiles_of(frames, tile.depth)
+    programs = batch * tiles
     # Without columns there still is the sum of the rows.
-    row_blocks, column_blocks = tiles_of(rows, block_m), max(1, tiles_of(columns, block_n))
+    row_blocks, column_blocks = tiles_of(rows, tile.rows), max(1, tiles_of(columns, tile.frames))
     parts = max(1, min(programs, _WEIGHT_PROGRAMS // (row_blocks * column_blocks)))
     product = left.new_empty(parts, rows, columns, dtype=torch.float32)
     row_sum = left.new_empty(parts, rows, dtype=torch.float32)
     kernel(weight_gradient)[(row_blocks, column_blocks, parts)](
-        *(left, right, block.or_x(left_gate), block.or_x(right_gate), block.or_x(frame_open), product, row_sum),
-        *(rows, columns, block.frames, tiles, programs, parts, *left.stride(), *right.stride()),
-        *(*strides_of(left_gate), *strides_of(right_gate)),
-        HAS_LEFT_GATE=left_gate is not None,
-        MULTIPLY_LEFT=multiply_left and left_gate is not None,
-        HAS_RIGHT_GATE=right_gate is not None,
-        HAS_FRAME_OPEN=frame_open is not None,
+        *(left, right, product, row_sum, rows, columns, tiles, programs, parts),
+        *(*strides_of(left), *strides_of(right), frames // vector),
         HAS_ROW_SUM=with_sum,
-        PRECISION=block.precision,
-        BLOCK_T=sizes.frames,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        num_warps=2 * sizes.warps,
-        num_stages=sizes.stages,
+        PRECISION=precision,
+        VECTOR=vector,
+        BLOCK_T=tile.depth,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.frames,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
     return product.sum(0), row_sum.sum(0)

@@ -12,13 +12,13 @@ from dyncp_kernels._tf32 import tf32_allowed
 __all__ = [
     "ForwardTiles",
     "FusedTile",
-    "GradientTile",
+    "GradientTiles",
     "ProductTile",
     "RowTile",
     "StepTile",
     "forward_tiles",
     "fused_tile",
-    "gradient_tile",
+    "gradient_tiles",
     "list_tile",
     "precision_of",
     "step_tile",
@@ -59,9 +59,8 @@ class RowTile:
 
 @dataclass(frozen=True)
 class ForwardTiles:
-    """Blocks of the forward in three kernels, and whether x is copied to rows of whole vectors first."""
+    """Blocks of the forward in three kernels, and of the copy of x that they may begin with."""
 
-    pads_x: bool
     pad: RowTile
     expand: ProductTile
     depthwise: RowTile
@@ -69,17 +68,20 @@ class ForwardTiles:
 
 
 @dataclass(frozen=True)
-class GradientTile:
-    """Blocks of the gradients' kernels, whose frames are those of the lists."""
+class GradientTiles:
+    """Blocks of the gradients' kernels.
 
-    frames: int
-    hidden: int
-    channels: int
-    out_channels: int
-    warps: int
-    stages: int
-    expand: ProductTile
-    project: ProductTile
+    Attributes:
+        forward: of what they share with the forward.
+        rows: of the kernels between the products; its frames are those of the lists.
+        grad_x: of the gradient of x.
+        weights: of the gradients of weights, sums over `depth` frames at a time; `frames` are columns here.
+    """
+
+    forward: ForwardTiles
+    rows: RowTile
+    grad_x: ProductTile
+    weights: ProductTile
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,9 @@ class StepTile:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How products are computed: "ieee" or "tf32" for float32, as torch allows it, "split" for the 16-bit types."""
+    """How products are computed: "ieee" or "tf32" for float32, as torch allows it, "short" for the 16-bit types."""
     if dtype != torch.float32:
-        return "split_wide" if triton.knobs.runtime.interpret else "split"
+        return "short_wide" if triton.knobs.runtime.interpret else "short"
     return "tf32" if tf32_allowed() else "ieee"
 
 
@@ -116,7 +118,7 @@ def fused_tile(channels: int, hidden: int, out_channels: int, precision: str) ->
     for 16-bit types at the widths of the paper.
     """
     most = 128
-    if not precision.startswith("split") or max(channels, out_channels) > most:
+    if not precision.startswith("short") or max(channels, out_channels) > most:
         return None
     return FusedTile(
         frames=32,
@@ -132,7 +134,7 @@ def fused_tile(channels: int, hidden: int, out_channels: int, precision: str) ->
 _ENOUGH_PROGRAMS = 264
 
 
-def _product_tile(rows: int, batch: int, frames: int, depth: int, precision: str, per_tile: bool) -> ProductTile:
+def _product_tile(rows: int, batch: int, frames: int, precision: str, per_tile: bool) -> ProductTile:
     """Blocks of a product; 64 frames at most where each tile of frames has lists of its own."""
     is_exact = precision == "ieee"
     most_rows, most_frames = (64, 64) if is_exact else (128, 64 if per_tile else 128)
@@ -147,28 +149,44 @@ def _product_tile(rows: int, batch: int, frames: int, depth: int, precision: str
         block_rows //= 2
         if programs() < _ENOUGH_PROGRAMS and block_frames > 32 and not per_tile:
             block_frames //= 2
-    block_depth = _power_of_two(depth, 16, 16 if is_exact else 32 if precision == "tf32" else 64)
     return ProductTile(
         rows=block_rows,
         frames=block_frames,
-        depth=block_depth,
+        depth=16 if is_exact else 32 if precision == "tf32" else 64,
         warps=8 if block_rows * block_frames >= 128 * 128 else 4,
         stages=2 if is_exact else 3,
     )
 
 
 def forward_tiles(
-    batch: int, frames: int, hidden: int, out_channels: int, itemsize: int, precision: str, per_tile: bool
+    batch: int, frames: int, hidden: int, out_channels: int, precision: str, *, per_tile: bool
 ) -> ForwardTiles:
     """Blocks of the forward in three kernels; all go by tiles of 64 frames where those have lists of their own."""
-    channels = 64  # What the sum over input channels takes at a time does not depend on how many there are.
     row_frames = 64 if per_tile else _power_of_two(frames, 16, 256)
     return ForwardTiles(
-        pads_x=precision != "ieee" and hidden >= 256,
         pad=RowTile(rows=32, frames=_power_of_two(frames, 16, 256), warps=4),
-        expand=_product_tile(hidden, batch, frames, channels, precision, per_tile),
+        expand=_product_tile(hidden, batch, frames, precision, per_tile),
         depthwise=RowTile(rows=max(1, 4096 // row_frames), frames=row_frames, warps=8),
-        project=_product_tile(out_channels, batch, frames, hidden, precision, per_tile),
+        project=_product_tile(out_channels, batch, frames, precision, per_tile),
+    )
+
+
+def gradient_tiles(
+    batch: int, frames: int, channels: int, hidden: int, out_channels: int, precision: str, *, per_tile: bool
+) -> GradientTiles:
+    """Blocks of the gradients."""
+    is_exact = precision == "ieee"
+    return GradientTiles(
+        forward=forward_tiles(batch, frames, hidden, out_channels, precision, per_tile=per_tile),
+        rows=RowTile(rows=32, frames=64, warps=8),
+        grad_x=_product_tile(channels, batch, frames, precision, per_tile),
+        weights=ProductTile(
+            rows=_power_of_two(min(hidden, out_channels), 16, 64 if is_exact else 128),
+            frames=_power_of_two(min(channels, hidden), 16, 64),
+            depth=16 if is_exact else 32 if precision == "tf32" else 64,
+            warps=4,
+            stages=2 if is_exact else 3,
+        ),
     )
 
 
@@ -177,26 +195,6 @@ def list_tile(channels: int, span: int) -> dict[str, int]:
     frames = _power_of_two(span, 1, span)
     rows = _power_of_two(channels, 16, max(16, 32768 // frames) if frames > 1 else 2048)
     return {"BLOCK_N": rows, "BLOCK_T": frames, "num_warps": 16 if rows * frames >= 16384 else 4}
-
-
-def gradient_tile(channels: int, hidden: int, out_channels: int, precision: str) -> GradientTile:
-    """Blocks of the gradients, and of the expansion and projection that they repeat."""
-    is_exact = precision == "ieee"
-    hidden_block = _power_of_two(hidden, 16, 16 if is_exact else 32)
-    channel_block = _power_of_two(channels, 16, 32 if is_exact else 64)
-    out_block = _power_of_two(out_channels, 16, 64 if is_exact else 128)
-    return GradientTile(
-        frames=64,
-        hidden=hidden_block,
-        channels=channel_block,
-        out_channels=_power_of_two(out_channels, 16, 32 if is_exact else 64),
-        warps=4,
-        stages=2,
-        expand=ProductTile(rows=hidden_block, frames=64, depth=channel_block, warps=4, stages=2),
-        project=ProductTile(
-            rows=out_block, frames=64, depth=hidden_block, warps=8 if is_exact or out_block >= 128 else 4, stages=2
-        ),
-    )
 
 
 def step_tile(streams: int, channels: int, hidden: int, out_channels: int, reach: int, is_gated: bool) -> StepTile:

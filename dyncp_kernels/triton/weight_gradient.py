@@ -5,8 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dyncp_kernels.triton.arithmetic import multiply, select
-from dyncp_kernels.triton.depthwise import gate_tile
+from dyncp_kernels.triton.arithmetic import multiply
 
 __all__ = ["weight_gradient"]
 
@@ -15,14 +14,10 @@ __all__ = ["weight_gradient"]
 def weight_gradient(
     left,  # (batch, rows, frames): gradient of the convolution's output
     right,  # (batch, columns, frames): its input
-    left_gate,
-    right_gate,
-    frame_open,  # uint8 (batch, frames): frames that count
     product,  # float32 (parts, rows, columns)
     row_sum,  # float32 (parts, rows)
     rows,
     columns,
-    frames,
     tiles,
     programs,  # batch * tiles
     parts,
@@ -32,18 +27,10 @@ def weight_gradient(
     right_batch_stride,
     right_row_stride,
     right_frame_stride,
-    left_gate_batch_stride,
-    left_gate_row_stride,
-    left_gate_frame_stride,
-    right_gate_batch_stride,
-    right_gate_row_stride,
-    right_gate_frame_stride,
-    HAS_LEFT_GATE: tl.constexpr,  # noqa: N803
-    MULTIPLY_LEFT: tl.constexpr,  # noqa: N803  multiply by the left gate; otherwise it only selects
-    HAS_RIGHT_GATE: tl.constexpr,  # noqa: N803  the right gate only selects
-    HAS_FRAME_OPEN: tl.constexpr,  # noqa: N803
+    units,  # frames that count, in units of VECTOR
     HAS_ROW_SUM: tl.constexpr,  # noqa: N803
     PRECISION: tl.constexpr,  # noqa: N803
+    VECTOR: tl.constexpr,  # noqa: N803  divides both tensors' strides of items and rows
     BLOCK_T: tl.constexpr,  # noqa: N803
     BLOCK_M: tl.constexpr,  # noqa: N803
     BLOCK_N: tl.constexpr,  # noqa: N803
@@ -60,53 +47,26 @@ def weight_gradient(
     column = column.to(tl.int64)
     part = tl.program_id(2)
     size = tl.cdiv(programs, parts)
+    left += row[:, None] * (left_row_stride // VECTOR * VECTOR)
+    right += column[None, :] * (right_row_stride // VECTOR * VECTOR)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     sums = tl.zeros([BLOCK_M], tl.float32)
     for index in range(part * size, tl.minimum((part + 1) * size, programs)):
         batch = (index // tiles).to(tl.int64)
         frame = (index % tiles).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-        frame_ok = frame < frames
-        if HAS_FRAME_OPEN:
-            frame_ok = frame_ok & (tl.load(frame_open + batch * frames + frame, mask=frame_ok, other=0) != 0)
-        inside = row_ok[:, None] & frame_ok[None, :]
-        gate = gate_tile(
-            left_gate + batch * left_gate_batch_stride,
-            row,
-            frame,
-            inside,
-            left_gate_row_stride,
-            left_gate_frame_stride,
-            HAS_LEFT_GATE,
-        )
+        frame_ok = frame < units * VECTOR
         left_tile = tl.load(
-            left + batch * left_batch_stride + row[:, None] * left_row_stride + frame[None, :] * left_frame_stride,
-            mask=gate != 0,
+            left + batch * (left_batch_stride // VECTOR * VECTOR) + frame[None, :] * left_frame_stride,
+            mask=row_ok[:, None] & frame_ok[None, :],
             other=0.0,
         )
-        if MULTIPLY_LEFT:
-            left_tile = select(left_tile.to(tl.float32), gate)
+        right_tile = tl.load(
+            right + batch * (right_batch_stride // VECTOR * VECTOR) + frame[:, None] * right_frame_stride,
+            mask=frame_ok[:, None] & column_ok[None, :],
+            other=0.0,
+        )
         if HAS_ROW_SUM:
             sums += tl.sum(left_tile.to(tl.float32), axis=1)
-        right_inside = frame_ok[:, None] & column_ok[None, :]
-        right_mask = right_inside
-        if HAS_RIGHT_GATE:
-            right_value = tl.load(
-                right_gate
-                + batch * right_gate_batch_stride
-                + frame[:, None] * right_gate_frame_stride
-                + column[None, :] * right_gate_row_stride,
-                mask=right_inside,
-                other=0,
-            )
-            right_mask = right_value != 0
-        right_tile = tl.load(
-            right
-            + batch * right_batch_stride
-            + frame[:, None] * right_frame_stride
-            + column[None, :] * right_row_stride,
-            mask=right_mask,
-            other=0.0,
-        )
         total = multiply(left_tile, right_tile, total, PRECISION)
     target = product + (part * rows + row[:, None]) * columns + column[None, :]
     tl.store(target, total, mask=row_ok[:, None] & column_ok[None, :])

@@ -21,7 +21,7 @@ CHECKS = ("memcheck", "racecheck")
 FOUND = 9  # exit status of a check that found something
 
 # Parts of the names of our kernels: the namespace of the CUDA C++ ones, and each Triton kernel.
-KERNELS = ("dyncp", "list_channels", "fused_block", "expand", "project", "step", "_gradient")
+KERNELS = ("dyncp", "list_channels", "pad_frames", "fused_block", "pointwise", "depthwise", "step", "_gradient")
 
 
 def command_of(tool: str, check: str, backend: str | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 # Shared memory that one block can have, in bytes.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # Bytes of registers that a thread may keep in memory instead: a few values outside the inner loops.
-SPILL_LIMIT = {"fused_block": 192, "hidden_gradient": 128, "weight_gradient": 32, "project": 128, "step": 32}
+SPILL_LIMIT = {"fused_block": 192, "depthwise_gradient": 32, "step": 32}
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -147,12 +148,12 @@ def test_kernels_compile_within_the_limits(monkeypatch, tmp_path, target, dtype,
     parts = ("forward", "step", "backward") if everything else ("forward",)
     rows = resources(monkeypatch, tmp_path, target, dtype, precision, channels, hidden, parts)
     is_fused = is_paper_width and dtype != torch.float32
-    expected = {"list_channels", "fused_block"} if is_fused else {"list_channels", "expand", "depthwise", "project"}
+    expected = {"list_channels", "fused_block"} if is_fused else {"list_channels", "pointwise", "depthwise"}
     is_exact = dtype == torch.float32 and precision == "highest"
     if not is_fused and not is_exact:
         expected.add("pad_frames")
     if everything:
-        expected |= {"step", "expand", "hidden_gradient", "expansion_gradient", "input_gradient", "weight_gradient"}
+        expected |= {"step", "pad_frames", "pointwise", "depthwise_gradient", "expansion_gradient", "weight_gradient"}
     assert {row[0] for row in rows} == expected
     for name, registers, spilled, shared in rows:
         assert registers <= 255, name
@@ -167,3 +168,13 @@ def test_step_of_any_number_of_streams_is_one_launch(monkeypatch, tmp_path, stre
     compiled = _compile(*calls[0], 90)
     assert _usage(compiled, tmp_path)[1] <= SPILL_LIMIT["step"]
     assert compiled.metadata.shared <= SHARED_LIMIT[90]
+
+
+def test_sanitizer_watches_every_kernel(monkeypatch):
+    sanitize = runpy.run_path(str(Path(__file__).resolve().parents[1] / "gpu" / "sanitize.py"))
+    launched = set()
+    for dtype in (torch.bfloat16, torch.float32):
+        calls = _record(monkeypatch, dtype, 128, 256, ("forward", "step", "backward"))
+        launched |= {function.__name__ for function, _, _ in calls}
+    assert len(launched) >= 9
+    assert [name for name in launched if not any(part in name for part in sanitize["KERNELS"])] == []

@@ -56,24 +56,8 @@ def _trace(function, arguments):
 
 
 # What the kernels write; if torch's analysis of a kernel fails, it takes all arguments for written and copies them.
-RESULTS = {
-    *(
-        "order",
-        "count",
-        "opened",
-        "frame_open",
-        "y",
-        "padded",
-        "a",
-        "z",
-        "grad_c",
-        "grad_row",
-        "grad_a",
-        "grad_slope",
-        "grad_x",
-    )
-}
-RESULTS |= {"product", "row_sum", "updated"}
+RESULTS = {"order", "count", "opened", "frame_open", "padded", "y", "z", "product", "row_sum", "updated"}
+RESULTS |= {"grad_c", "grad_gate", "grad_row", "grad_a", "grad_slope"}
 
 
 def _written(graph):
