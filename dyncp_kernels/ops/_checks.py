@@ -10,36 +10,40 @@ from torch import Tensor
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def name_of_shape(tensor: Tensor) -> str:
-    return f"shape {list(tensor.shape)}"
+def _words_for(value: Any) -> Any:
+    """A tensor as its shape, a dtype without "torch."; anything else as it is."""
+    if isinstance(value, Tensor):
+        return f"shape {list(value.shape)}"
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
 class Check:
-    """Raises "<op>: <what must hold> (got <what came>)" when a condition is false."""
+    """Raises "<op>: <what must hold> (got <what came>)" when a condition is false.
+
+    `must` has a "{}" for each of `values`; text is made only when it is needed, since every call is checked.
+    """
 
     def __init__(self, op: str) -> None:
         self.op = op
 
-    def __call__(self, condition: bool, must: str, got: Any) -> None:
+    def __call__(self, condition: bool, must: str, got: Any, *values: Any) -> None:
         if not condition:
-            raise RuntimeError(f"{self.op}: {must} (got {got})")
+            must = must.format(*map(_words_for, values))
+            raise RuntimeError(f"{self.op}: {must} (got {_words_for(got)})")
 
 
 def check_kernel_dtype(check: Check, x: Tensor) -> None:
     """Check that `x` has a dtype of the kernels."""
-    check(x.dtype in _DTYPES, "x must be float32, float64, float16 or bfloat16", _name(x.dtype))
+    check(x.dtype in _DTYPES, "x must be float32, float64, float16 or bfloat16", x.dtype)
 
 
 def check_like(check: Check, x: Tensor, **tensors: Tensor | None) -> None:
     """Check that the tensors are on the device of `x` and have its dtype."""
+    device, dtype = x.device, x.dtype
     for name, tensor in tensors.items():
         if tensor is not None:
-            check(tensor.device == x.device, f"{name} must be on the device of x, {x.device}", tensor.device)
-            check(tensor.dtype == x.dtype, f"{name} must have the dtype of x, {_name(x.dtype)}", _name(tensor.dtype))
+            check(tensor.device == device, "{} must be on the device of x, {}", tensor.device, name, device)
+            check(tensor.dtype == dtype, "{} must have the dtype of x, {}", tensor.dtype, name, dtype)
 
 
 def check_block(
@@ -69,28 +73,22 @@ def check_block(
     check = Check(op)
     step = history is not None
     check_kernel_dtype(check, x)
-    floats = {"w_in": w_in, "b_in": b_in, "w_dw": w_dw, "b_dw": b_dw, "w_out": w_out, "b_out": b_out}
-    floats |= {"slope_in": slope_in, "slope_dw": slope_dw, "history": history}
-    gates = {"hidden_gate": hidden_gate, "out_gate": out_gate}
-    for name, tensor in (floats | gates).items():
-        if tensor is not None:
-            check(tensor.device == x.device, f"{name} must be on the device of x, {x.device}", tensor.device)
-    for name, tensor in floats.items():
-        if tensor is not None:
-            check(tensor.dtype == x.dtype, f"{name} must have the dtype of x, {_name(x.dtype)}", _name(tensor.dtype))
-    for name, tensor in gates.items():
-        if tensor is not None:
-            fits = tensor.dtype in (torch.bool, x.dtype)
-            check(fits, f"{name} must be bool or have the dtype of x, {_name(x.dtype)}", _name(tensor.dtype))
+    check_like(check, x, w_in=w_in, b_in=b_in, w_dw=w_dw, b_dw=b_dw, w_out=w_out, b_out=b_out)
+    check_like(check, x, slope_in=slope_in, slope_dw=slope_dw, history=history)
+    for name, gate in (("hidden_gate", hidden_gate), ("out_gate", out_gate)):
+        if gate is not None:
+            check(gate.device == x.device, "{} must be on the device of x, {}", gate.device, name, x.device)
+            fits = gate.dtype == torch.bool or gate.dtype == x.dtype
+            check(fits, "{} must be bool or have the dtype of x, {}", gate.dtype, name, x.dtype)
 
     axes = "(batch, channels)" if step else "(batch, channels, frames)"
-    check(x.dim() == (2 if step else 3), f"x must have shape {axes}", name_of_shape(x))
-    check(w_dw.dim() == 2, "w_dw must have shape (hidden, taps)", name_of_shape(w_dw))
-    check(w_out.dim() == 2, "w_out must have shape (out_channels, hidden)", name_of_shape(w_out))
+    check(x.dim() == (2 if step else 3), "x must have shape {}", x, axes)
+    check(w_dw.dim() == 2, "w_dw must have shape (hidden, taps)", w_dw)
+    check(w_out.dim() == 2, "w_out must have shape (out_channels, hidden)", w_out)
     channels = x.shape[1]
     hidden, taps = w_dw.shape
     out_channels = w_out.shape[0]
-    check(hidden >= 1 and taps >= 1, "w_dw must have at least one row and one tap", name_of_shape(w_dw))
+    check(hidden >= 1 and taps >= 1, "w_dw must have at least one row and one tap", w_dw)
     check(dilation >= 1, "dilation must be at least 1", dilation)
     check(
         causal or (taps - 1) * dilation % 2 == 0,
@@ -100,27 +98,30 @@ def check_block(
     if w_in is None:
         check(b_in is None, "b_in must be None without w_in", "a tensor")
         check(slope_in is None, "slope_in must be None without w_in", "a tensor")
-        check(hidden == channels, f"w_dw must have a row for each of the {channels} channels of x without w_in", hidden)
+        check(
+            hidden == channels, "w_dw must have a row for each of the {} channels of x without w_in", hidden, channels
+        )
     else:
         fits = w_in.dim() == 2 and w_in.shape[0] == hidden and w_in.shape[1] == channels
-        check(fits, f"w_in must have shape (hidden, channels) = [{hidden}, {channels}]", name_of_shape(w_in))
+        check(fits, "w_in must have shape (hidden, channels) = [{}, {}]", w_in, hidden, channels)
     check(
         w_out.shape[1] == hidden,
-        f"w_out must have a column for each of the {hidden} rows of w_dw",
-        name_of_shape(w_out),
+        "w_out must have a column for each of the {} rows of w_dw",
+        w_out,
+        hidden,
     )
     for name, bias, length in (("b_in", b_in, hidden), ("b_dw", b_dw, hidden), ("b_out", b_out, out_channels)):
         if bias is not None:
-            check(
-                bias.dim() == 1 and bias.shape[0] == length, f"{name} must have shape [{length}]", name_of_shape(bias)
-            )
+            fits = bias.dim() == 1 and bias.shape[0] == length
+            check(fits, "{} must have shape [{}]", bias, name, length)
     for name, slope in (("slope_in", slope_in), ("slope_dw", slope_dw)):
         if slope is not None:
-            check(slope.numel() == 1, f"{name} must have one element", slope.numel())
+            check(slope.numel() == 1, "{} must have one element", slope.numel(), name)
     check(
         not residual or out_channels == channels,
-        f"the residual needs as many rows of w_out as channels of x, {channels}",
+        "the residual needs as many rows of w_out as channels of x, {}",
         out_channels,
+        channels,
     )
 
     batch = x.shape[0]
@@ -129,19 +130,18 @@ def check_block(
             continue
         if step:
             fits = gate.dim() == 2 and gate.shape[0] == batch and gate.shape[1] == rows
-            check(fits, f"{name} must have shape [{batch}, {rows}]", name_of_shape(gate))
+            check(fits, "{} must have shape [{}, {}]", gate, name, batch, rows)
         else:
             frames = x.shape[2]
             fits = gate.dim() == 3 and gate.shape[0] == batch and gate.shape[1] == rows
             fits = fits and (gate.shape[2] == 1 or gate.shape[2] == frames)
-            check(
-                fits, f"{name} must have shape [{batch}, {rows}, {frames}] or [{batch}, {rows}, 1]", name_of_shape(gate)
-            )
+            must = "{} must have shape [{}, {}, {}] or [{}, {}, 1]"
+            check(fits, must, gate, name, batch, rows, frames, batch, rows)
     if history is not None:
         length = (taps - 1) * dilation
         fits = history.dim() == 3 and history.shape[0] == batch
         fits = fits and history.shape[1] == hidden and history.shape[2] == length
-        check(fits, f"history must have shape [{batch}, {hidden}, {length}]", name_of_shape(history))
+        check(fits, "history must have shape [{}, {}, {}]", history, batch, hidden, length)
 
 
 def check_grad(op: str, grad: Tensor, x: Tensor, w_out: Tensor) -> None:
@@ -152,6 +152,5 @@ def check_grad(op: str, grad: Tensor, x: Tensor, w_out: Tensor) -> None:
     """
     check = Check(op)
     shape = [x.shape[0], w_out.shape[0], x.shape[2]]
-    check(grad.device == x.device, f"grad must be on the device of x, {x.device}", grad.device)
-    check(grad.dtype == x.dtype, f"grad must have the dtype of x, {_name(x.dtype)}", _name(grad.dtype))
-    check(grad.dim() == 3 and list(grad.shape) == shape, f"grad must have shape {shape}", name_of_shape(grad))
+    check_like(check, x, grad=grad)
+    check(grad.dim() == 3 and list(grad.shape) == shape, "grad must have shape {}", grad, shape)

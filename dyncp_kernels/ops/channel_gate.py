@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dyncp_kernels.ops._checks import Check, check_kernel_dtype, check_like, name_of_shape
+from dyncp_kernels.ops._checks import Check, check_kernel_dtype, check_like
 from dyncp_kernels.ops._registration import LIBRARY, register_autocast, register_plain
 from dyncp_kernels.ops.pooling import POOLINGS, pool_over_time
 
@@ -87,19 +87,17 @@ def _check(
     check = Check("channel_gate")
     check_kernel_dtype(check, x)
     check_like(check, x, w_reduce=w_reduce, b_reduce=b_reduce, w_expand=w_expand, b_expand=b_expand)
-    check(x.dim() == 3, "x must have shape (batch, channels, frames)", name_of_shape(x))
+    check(x.dim() == 3, "x must have shape (batch, channels, frames)", x)
     fits = w_reduce.dim() == 2 and w_reduce.shape[1] == x.shape[1]
-    check(fits, f"w_reduce must have shape (width, {x.shape[1]})", name_of_shape(w_reduce))
+    check(fits, "w_reduce must have shape (width, {})", w_reduce, x.shape[1])
     width = w_reduce.shape[0]
     fits = w_expand.dim() == 2 and w_expand.shape[1] == width
-    check(fits, f"w_expand must have shape (gates, {width})", name_of_shape(w_expand))
+    check(fits, "w_expand must have shape (gates, {})", w_expand, width)
     for name, bias, length in (("b_reduce", b_reduce, width), ("b_expand", b_expand, w_expand.shape[0])):
         if bias is not None:
-            check(
-                bias.dim() == 1 and bias.shape[0] == length, f"{name} must have shape [{length}]", name_of_shape(bias)
-            )
+            check(bias.dim() == 1 and bias.shape[0] == length, "{} must have shape [{}]", bias, name, length)
     check(window >= 1, "window must be at least 1 frame", window)
-    check(pooling in POOLINGS, f"pooling must be one of {', '.join(POOLINGS)}", pooling)
+    check(pooling in POOLINGS, "pooling must be one of {}", pooling, ", ".join(POOLINGS))
 
 
 def _run_reference(

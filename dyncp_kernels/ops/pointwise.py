@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyncp_kernels.ops._checks import Check, check_kernel_dtype, check_like, name_of_shape
+from dyncp_kernels.ops._checks import Check, check_kernel_dtype, check_like
 from dyncp_kernels.ops._registration import LIBRARY, register_autocast, register_plain
 
 _ACTIVATIONS = ("none", "relu", "sigmoid")
@@ -45,12 +45,12 @@ def _check(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> None:
     check = Check("pointwise")
     check_kernel_dtype(check, x)
     check_like(check, x, w=w, b=b)
-    check(x.dim() == 3, "x must have shape (batch, channels, frames)", name_of_shape(x))
+    check(x.dim() == 3, "x must have shape (batch, channels, frames)", x)
     fits = w.dim() == 2 and w.shape[1] == x.shape[1]
-    check(fits, f"w must have shape (out_channels, {x.shape[1]})", name_of_shape(w))
+    check(fits, "w must have shape (out_channels, {})", w, x.shape[1])
     if b is not None:
-        check(b.dim() == 1 and b.shape[0] == w.shape[0], f"b must have shape [{w.shape[0]}]", name_of_shape(b))
-    check(activation in _ACTIVATIONS, f"activation must be one of {', '.join(_ACTIVATIONS)}", activation)
+        check(b.dim() == 1 and b.shape[0] == w.shape[0], "b must have shape [{}]", b, w.shape[0])
+    check(activation in _ACTIVATIONS, "activation must be one of {}", activation, ", ".join(_ACTIVATIONS))
 
 
 def _run_reference(x: Tensor, w: Tensor, b: Tensor | None, activation: str = "none") -> Tensor:

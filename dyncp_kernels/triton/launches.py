@@ -31,7 +31,7 @@ def strides_of(tensor: Tensor | None, count: int = 3) -> tuple[int, ...]:
     """Strides in elements; 0 along an axis of one entry, which broadcasts."""
     if tensor is None:
         return (0,) * count
-    return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return tuple([0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride())])
 
 
 def is_constant(gate: Tensor | None) -> bool:
