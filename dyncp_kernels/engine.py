@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,11 +25,17 @@ __all__ = ["PRECISIONS", "PackedModel", "StreamEngine", "folded_bytes", "save_fo
 
 PRECISIONS = ("float32", "int24", "float16", "bfloat16", "int8")
 
+Streams: TypeAlias = Sequence[int] | Tensor
+
 _FORMAT = "dyncp-folded-1"
 
 _step = _extension.frame_call("dyncp_call_step")
 _enhance = _extension.frame_call("dyncp_call_enhance")
 _enhance_finite = _extension.frame_call("dyncp_call_enhance_finite")
+
+
+def _numbers(only: Streams | None) -> Tensor | None:
+    return torch.tensor(list(only), dtype=torch.int64) if isinstance(only, Sequence) else only
 
 
 def _folded(model: ConvFSENet | InferenceConvFSENet) -> InferenceConvFSENet:
@@ -157,8 +164,12 @@ class StreamEngine:
         hidden_crossover, out_crossover: density of kept channels above which the weights of a site are read whole and
             pruned results dropped, rather than only kept rows read; None for the values measured on this machine. The
             second one has no effect where hidden channels are gated, too.
-        streams: number of streams S that go in step, each with a signal and a state of its own; then everything that
-            goes in and comes out has S in front. None for one stream, without that dimension.
+        streams: number of streams S, each with a signal and a state of its own; then everything that goes in and comes
+            out has S in front. None for one stream, without that dimension.
+
+    With streams, methods take ``only``: distinct numbers of the streams that a call is for, a sequence or a 1-D int64
+    tensor. What goes in and comes out then has that many in front, in that order; the others stay as they are. So
+    callers may come, go and be late, and those that are due at the same time share the weights all the same.
 
     Attributes:
         shift: may be changed between calls.
@@ -206,66 +217,80 @@ class StreamEngine:
         """Instruction set, precision, sizes in bytes, number of streams, frames of each so far, crossovers in use."""
         return json.loads(torch.ops.dyncp.stream_info(self._packed, self._state))
 
-    def reset(self) -> None:
-        """Forget the signal so far, as if newly made."""
-        torch.ops.dyncp.stream_reset_(self._packed, self._state)
+    def reset(self, *, only: Streams | None = None) -> None:
+        """Forget the signal so far, as if newly made.
 
-    def step(self, features: Tensor, out: Tensor | None = None) -> Tensor:
+        Raises:
+            RuntimeError: there are no such streams, or one comes twice.
+        """
+        torch.ops.dyncp.stream_reset_(self._packed, self._state, _numbers(only))
+
+    def step(self, features: Tensor, out: Tensor | None = None, *, only: Streams | None = None) -> Tensor:
         """Masks in (0, 1) for a frame (bins,) or a chunk of frames (T, bins) of features, float32, same shape.
 
         Args:
             features: compressed magnitudes, contiguous, on the CPU; (S, bins) or (S, T, bins) with S streams.
             out: where to write the masks; saves the one allocation.
+            only: see the class.
 
         Raises:
-            RuntimeError: wrong shape, dtype or device.
+            RuntimeError: wrong shape, dtype or device; streams that are not there, or one twice.
         """
-        if _step is not None and not is_dynamo_compiling():
+        if _step is not None and only is None and not is_dynamo_compiling():
             mask = _step(self._packed, self._state, features, out, self.shift)
             if mask is not None:
                 return mask
         if out is None:
-            return torch.ops.dyncp.stream_step.default(self._packed, self._state, features, self.shift)
+            return torch.ops.dyncp.stream_step.default(self._packed, self._state, features, self.shift, _numbers(only))
         # The overload by name: a look-up of it would cost every frame a microsecond.
-        torch.ops.dyncp.stream_step_out.default(self._packed, self._state, features, self.shift, out)
+        torch.ops.dyncp.stream_step_out.default(
+            self._packed, self._state, features, self.shift, out, None, _numbers(only)
+        )
         return out
 
-    def step_with_gates(self, features: Tensor) -> tuple[Tensor, list[BlockGates]]:
+    def step_with_gates(self, features: Tensor, *, only: Streams | None = None) -> tuple[Tensor, list[BlockGates]]:
         """As :meth:`step` for (T, bins), with the boolean gates of each block: (T, hidden) and (T, channels) or None.
 
         With S streams for (S, T, bins), with gates (S, T, hidden) and (S, T, channels).
 
         Raises:
-            RuntimeError: wrong shape, dtype or device.
+            RuntimeError: as :meth:`step` says.
         """
         mask = torch.empty_like(features)
-        gates = self._empty_gates(features.shape[-2])
-        torch.ops.dyncp.stream_step_out(self._packed, self._state, features, self.shift, mask, gates)
+        streams = _numbers(only)
+        gates = self._empty_gates(features.shape[-2], streams)
+        torch.ops.dyncp.stream_step_out(self._packed, self._state, features, self.shift, mask, gates, streams)
         return mask, self._split(gates)
 
-    def push_hop(self, samples: Tensor | np.ndarray, out: Tensor | None = None) -> Any:
+    def push_hop(self, samples: Tensor | np.ndarray, out: Tensor | None = None, *, only: Streams | None = None) -> Any:
         """Enhance one hop, or any whole number of hops, of samples (n * hop,) or (S, n * hop) at the model's rate.
 
         Args:
             samples: float32, full scale 1.0, contiguous; torch on the CPU, or numpy.
             out: tensor to write the result to; may be ``samples`` itself.
+            only: see the class.
 
         Returns:
             As many samples of the same kind, ``latency`` samples behind the input.
 
         Raises:
-            RuntimeError: wrong shape, dtype or device, or the model's n_fft is no power of two.
+            RuntimeError: wrong shape, dtype or device; streams that are not there, or one twice; the model's n_fft is
+                no power of two.
         """
         if isinstance(samples, np.ndarray):
             given = torch.from_numpy(np.require(samples, requirements=["C", "W"]))
-            return self.push_hop(given).numpy()
-        if _enhance is not None and not is_dynamo_compiling():
+            return self.push_hop(given, only=only).numpy()
+        if _enhance is not None and only is None and not is_dynamo_compiling():
             enhanced = _enhance(self._packed, self._state, samples, out, self.shift)
             if enhanced is not None:
                 return enhanced
         if out is None:
-            return torch.ops.dyncp.stream_enhance.default(self._packed, self._state, samples, self.shift)
-        torch.ops.dyncp.stream_enhance_out.default(self._packed, self._state, samples, self.shift, out)
+            return torch.ops.dyncp.stream_enhance.default(
+                self._packed, self._state, samples, self.shift, _numbers(only)
+            )
+        torch.ops.dyncp.stream_enhance_out.default(
+            self._packed, self._state, samples, self.shift, out, None, _numbers(only)
+        )
         return out
 
     def push_finite_hops(self, samples: Tensor | np.ndarray) -> Any:
@@ -285,20 +310,22 @@ class StreamEngine:
             return None if enhanced is None else enhanced.numpy()
         return _enhance_finite(self._packed, self._state, samples, None, self.shift)
 
-    def push_hop_with_gates(self, samples: Tensor) -> tuple[Tensor, list[BlockGates]]:
+    def push_hop_with_gates(self, samples: Tensor, *, only: Streams | None = None) -> tuple[Tensor, list[BlockGates]]:
         """As :meth:`push_hop`, with the boolean gates of each block and hop as in :meth:`step_with_gates`.
 
         Raises:
             RuntimeError: as :meth:`push_hop` says.
         """
         enhanced = torch.empty_like(samples)
-        gates = self._empty_gates(samples.shape[-1] // self.config.hop)
-        torch.ops.dyncp.stream_enhance_out(self._packed, self._state, samples, self.shift, enhanced, gates)
+        streams = _numbers(only)
+        gates = self._empty_gates(samples.shape[-1] // self.config.hop, streams)
+        torch.ops.dyncp.stream_enhance_out(self._packed, self._state, samples, self.shift, enhanced, gates, streams)
         return enhanced, self._split(gates)
 
-    def _empty_gates(self, frames: int) -> Tensor:
+    def _empty_gates(self, frames: int, only: Tensor | None) -> Tensor:
         shape = (frames, self.config.blocks, self._out_gates + self._hidden_gates)
-        return torch.empty(shape if self.streams is None else (self.streams, *shape), dtype=torch.bool)
+        streams = self.streams if only is None else only.numel()
+        return torch.empty(shape if streams is None else (streams, *shape), dtype=torch.bool)
 
     def _split(self, gates: Tensor) -> list[BlockGates]:
         return [
@@ -321,7 +348,9 @@ def _register_fakes() -> None:
         size = torch.library.get_ctx().new_dynamic_size()
         return packed.new_empty(size if streams is None else (streams, size))
 
-    def same_as_third(packed: Tensor, state: Tensor, values: Tensor, shift: float = 0.0) -> Tensor:
+    def same_as_third(
+        packed: Tensor, state: Tensor, values: Tensor, shift: float = 0.0, only: Tensor | None = None
+    ) -> Tensor:
         return torch.empty_like(values)
 
     def nothing(*args: Any, **kwargs: Any) -> None:

@@ -4,10 +4,32 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 namespace dyncp::binding {
 
+namespace {
+
+// Throws unless the streams exist and none comes twice.
+void check_distinct(const int64_t* only, int64_t count, int64_t streams) {
+  std::vector<bool> seen(streams, false);
+  for (int64_t i = 0; i < count; ++i) {
+    if (only[i] < 0 || only[i] >= streams || seen[only[i]]) {
+      throw std::invalid_argument("only must name different streams from 0 to " + std::to_string(streams - 1) +
+                                  " (got " + std::to_string(only[i]) + " at place " + std::to_string(i) + ")");
+    }
+    seen[only[i]] = true;
+  }
+}
+
+}  // namespace
+
 StreamBatch::StreamBatch(const PackedHeader& model, void* state, Shape state_shape, double shift)
+    : StreamBatch(model, state, state_shape, shift, nullptr, 0) {}
+
+StreamBatch::StreamBatch(const PackedHeader& model, void* state, Shape state_shape, double shift, const int64_t* only,
+                         int64_t count)
     : model_(model),
       states_(static_cast<char*>(state)),
       has_streams_(state_shape.dims == 2),
@@ -16,8 +38,17 @@ StreamBatch::StreamBatch(const PackedHeader& model, void* state, Shape state_sha
   if (state_shape.dims != 1 && state_shape.dims != 2) {
     throw std::invalid_argument("state must have shape (bytes) or (streams, bytes)");
   }
+  if (only != nullptr) {
+    if (!has_streams_) throw std::invalid_argument("only needs a state of shape (streams, bytes)");
+    check_distinct(only, count, streams_);
+    streams_ = count;
+    only_ = only;
+  }
   const int64_t bytes = state_shape[state_shape.dims - 1];
-  for (int64_t i = 0; i < streams_; ++i) check_state(model, states_ + i * bytes, bytes);
+  // A state of another size fails the first check, before its neighbours are looked for where they are not.
+  for (int64_t i = 0; i < streams_; ++i) {
+    check_state(model, states_ + (only == nullptr ? i : only[i]) * bytes, bytes);
+  }
 }
 
 int64_t StreamBatch::frames_of(Shape features) const {
@@ -36,11 +67,15 @@ int64_t StreamBatch::hops_of(Shape samples) const {
 
 Stream StreamBatch::get(const void* source, int64_t index) {
   const auto& batch = *static_cast<const StreamBatch*>(source);
-  return {batch.states_ + index * batch.model_.state_bytes, batch.shift_};
+  return {batch.state(index), batch.shift_};
+}
+
+char* StreamBatch::state(int64_t index) const {
+  return states_ + (only_ == nullptr ? index : only_[index]) * model_.state_bytes;
 }
 
 void StreamBatch::reset() const {
-  for (int64_t i = 0; i < streams_; ++i) reset_state(model_, get(this, i).state);
+  for (int64_t i = 0; i < streams_; ++i) reset_state(model_, state(i));
 }
 
 void StreamBatch::run(Steps steps, int64_t length, const float* values, int64_t frames, float* results,

@@ -20,6 +20,9 @@ class StreamBatch {
   // `state_shape` is (bytes) for one stream and (streams, bytes) for some in step.  Throws std::invalid_argument unless
   // these are states of the model.
   StreamBatch(const PackedHeader& model, void* state, Shape state_shape, double shift);
+  // Of the streams only these, in this order, which must outlive the object: distinct ones, or it throws the same.
+  StreamBatch(const PackedHeader& model, void* state, Shape state_shape, double shift, const int64_t* only,
+              int64_t count);
 
   const PackedHeader& model() const { return model_; }
   // Whether shapes of what goes in and out start with the number of streams, even of one.
@@ -38,6 +41,7 @@ class StreamBatch {
 
  private:
   static Stream get(const void* source, int64_t index);
+  char* state(int64_t index) const;
   // `length` is that of a frame of values and results.
   void run(Steps steps, int64_t length, const float* values, int64_t frames, float* results, uint8_t* gates) const;
 
@@ -45,6 +49,7 @@ class StreamBatch {
   char* states_;
   bool has_streams_;
   int64_t streams_;
+  const int64_t* only_ = nullptr;
   float shift_;
 };
 

@@ -1,6 +1,7 @@
 // The streaming engine as ops.  Its objects are tensors of bytes: `packed`, a packed model that is only read, and
 // `state`, the memory of a stream (bytes) or of S streams in step (S, bytes), which every step changes; then all that
-// goes in and comes out has S in front.  dyncp_kernels/engine.py is their Python face.
+// goes in and comes out has S in front, or as many as `only` names of them.  dyncp_kernels/engine.py is their Python
+// face.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -53,13 +54,25 @@ const PackedHeader& whole_model(const Check& check, const Tensor& packed) {
 }
 
 // A state carries the checksum of its model, which was checked when the state was made.
-StreamBatch batch_of(const Check& check, const Tensor& packed, const Tensor& state, double shift) {
+StreamBatch batch_of(const Check& check, const Tensor& packed, const Tensor& state, double shift,
+                     const std::optional<Tensor>& only = std::nullopt) {
   check_flat_bytes(check, "packed", packed);
   check(are_bytes(state), DYNCP_TEXT("state must be a contiguous uint8 tensor on the CPU", shape_of(state)));
   const auto& model = *static_cast<const PackedHeader*>(packed.const_data_ptr());
   check(packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)) && model.bytes == packed.numel(),
         DYNCP_TEXT("packed must come from stream_pack", std::to_string(packed.numel()) + " other bytes"));
-  return run(check.op, [&] { return StreamBatch(model, state.mutable_data_ptr(), shape_view(state), shift); });
+  const int64_t* streams = nullptr;
+  if (only.has_value()) {
+    check(only->is_cpu() && only->is_contiguous() && only->dim() == 1 && only->scalar_type() == ScalarType::Long,
+          DYNCP_TEXT("only must be a contiguous 1-D int64 tensor on the CPU", shape_of(*only)));
+    // None of the streams is not the same as all of them.
+    static constexpr int64_t kNone = 0;
+    streams = only->numel() == 0 ? &kNone : static_cast<const int64_t*>(only->const_data_ptr());
+  }
+  return run(check.op, [&] {
+    return StreamBatch(model, state.mutable_data_ptr(), shape_view(state), shift, streams,
+                       only.has_value() ? only->numel() : 0);
+  });
 }
 
 const float* floats_of(const Check& check, const char* name, const Tensor& tensor) {
@@ -148,25 +161,25 @@ Tensor stream_state(Tensor packed, double hidden_crossover, double out_crossover
   });
 }
 
-void stream_reset_(Tensor packed, Tensor state) {
+void stream_reset_(Tensor packed, Tensor state, std::optional<Tensor> only) {
   const std::string op = "stream_reset_";
-  batch_of({op}, packed, state, 0).reset();
+  batch_of({op}, packed, state, 0, only).reset();
 }
 
 void stream_step_out(Tensor packed, Tensor state, Tensor features, double shift, Tensor mask,
-                     std::optional<Tensor> gates) {
+                     std::optional<Tensor> gates, std::optional<Tensor> only) {
   const std::string op = "stream_step_out";
   const Check check{op};
-  const StreamBatch batch = batch_of(check, packed, state, shift);
+  const StreamBatch batch = batch_of(check, packed, state, shift, only);
   const int64_t frames = frames_of(check, batch, features);
   float* to = results_of(check, "mask", mask, "features", features);
   batch.step(floats_of(check, "features", features), frames, to, gates_of(check, batch, frames, gates));
 }
 
-Tensor stream_step(Tensor packed, Tensor state, Tensor features, double shift) {
+Tensor stream_step(Tensor packed, Tensor state, Tensor features, double shift, std::optional<Tensor> only) {
   const std::string op = "stream_step";
   const Check check{op};
-  const StreamBatch batch = batch_of(check, packed, state, shift);
+  const StreamBatch batch = batch_of(check, packed, state, shift, only);
   const int64_t frames = frames_of(check, batch, features);
   const float* from = floats_of(check, "features", features);
   Tensor mask = torch::stable::empty(features.sizes(), ScalarType::Float);
@@ -175,10 +188,10 @@ Tensor stream_step(Tensor packed, Tensor state, Tensor features, double shift) {
 }
 
 void stream_enhance_out(Tensor packed, Tensor state, Tensor samples, double shift, Tensor enhanced,
-                        std::optional<Tensor> gates) {
+                        std::optional<Tensor> gates, std::optional<Tensor> only) {
   const std::string op = "stream_enhance_out";
   const Check check{op};
-  const StreamBatch batch = batch_of(check, packed, state, shift);
+  const StreamBatch batch = batch_of(check, packed, state, shift, only);
   const int64_t hops = hops_of(check, batch, samples);
   float* to = results_of(check, "enhanced", enhanced, "samples", samples);
   const float* from = floats_of(check, "samples", samples);
@@ -186,10 +199,10 @@ void stream_enhance_out(Tensor packed, Tensor state, Tensor samples, double shif
   run(op, [&] { batch.enhance(from, hops, to, bits); });
 }
 
-Tensor stream_enhance(Tensor packed, Tensor state, Tensor samples, double shift) {
+Tensor stream_enhance(Tensor packed, Tensor state, Tensor samples, double shift, std::optional<Tensor> only) {
   const std::string op = "stream_enhance";
   const Check check{op};
-  const StreamBatch batch = batch_of(check, packed, state, shift);
+  const StreamBatch batch = batch_of(check, packed, state, shift, only);
   const int64_t hops = hops_of(check, batch, samples);
   const float* from = floats_of(check, "samples", samples);
   Tensor enhanced = torch::stable::empty(samples.sizes(), ScalarType::Float);
@@ -221,15 +234,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dyncp, library) {
   library.def(
       "stream_state(Tensor packed, float hidden_crossover=-1.0, float out_crossover=-1.0, int? streams=None) -> "
       "Tensor");
-  library.def("stream_reset_(Tensor packed, Tensor(a!) state) -> ()");
-  library.def("stream_step(Tensor packed, Tensor(a!) state, Tensor features, float shift=0.0) -> Tensor");
+  library.def("stream_reset_(Tensor packed, Tensor(a!) state, Tensor? only=None) -> ()");
+  library.def(
+      "stream_step(Tensor packed, Tensor(a!) state, Tensor features, float shift=0.0, Tensor? only=None) -> Tensor");
   library.def(
       "stream_step_out(Tensor packed, Tensor(a!) state, Tensor features, float shift, Tensor(b!) mask, "
-      "Tensor(c!)? gates=None) -> ()");
-  library.def("stream_enhance(Tensor packed, Tensor(a!) state, Tensor samples, float shift=0.0) -> Tensor");
+      "Tensor(c!)? gates=None, Tensor? only=None) -> ()");
+  library.def(
+      "stream_enhance(Tensor packed, Tensor(a!) state, Tensor samples, float shift=0.0, Tensor? only=None) -> Tensor");
   library.def(
       "stream_enhance_out(Tensor packed, Tensor(a!) state, Tensor samples, float shift, Tensor(b!) enhanced, "
-      "Tensor(c!)? gates=None) -> ()");
+      "Tensor(c!)? gates=None, Tensor? only=None) -> ()");
   library.def("stream_info(Tensor packed, Tensor state) -> str");
 }
 

@@ -228,6 +228,75 @@ def test_streams_next_to_each_other_may_go_in_a_step_of_their_own():
     assert torch.equal(step(packed.tensor, state[2:4], frames[2:4]), wanted[2:4])
 
 
+def test_streams_that_come_go_and_are_late_equal_each_of_them_alone(with_threads):
+    packed = PackedModel(network(site="both", stacks=1))
+    signals = torch.randn(23, 12 * packed.config.hop, generator=torch.Generator().manual_seed(3))
+
+    def run():
+        engine, chance = StreamEngine(packed, streams=len(signals)), torch.Generator().manual_seed(4)
+        heard = [0] * len(signals)
+        enhanced, gates = ([[] for _ in signals] for _ in range(2))
+        for turn in range(9):
+            due = [stream for stream in torch.randperm(23, generator=chance).tolist() if (stream + turn) % 3]
+            given = torch.stack([signals[stream, heard[stream] :][: packed.config.hop] for stream in due])
+            if turn % 2:
+                results = engine.push_hop(given, only=torch.tensor(due))
+            else:
+                results, decided = engine.push_hop_with_gates(given, only=due)
+            for place, stream in enumerate(due):
+                heard[stream] += packed.config.hop
+                enhanced[stream].append(results[place])
+                gates[stream].append(None if turn % 2 else decided[0].hidden[place, 0])
+        return [torch.cat(parts) for parts in enhanced], gates
+
+    (one, gates), (two, _) = with_threads((1, 2), run)
+    for stream, signal in enumerate(signals):
+        alone, decided = StreamEngine(packed).push_hop_with_gates(signal[: len(one[stream])])
+        assert torch.equal(one[stream], alone)
+        assert torch.equal(two[stream], alone)
+        for frame, hidden in enumerate(gates[stream]):
+            assert hidden is None or torch.equal(hidden, decided[0].hidden[frame])
+
+
+def test_some_streams_step_and_start_anew_while_the_others_stay():
+    packed = PackedModel(network(site="hidden", stacks=1))
+    frames = torch.stack([features(packed, 4, seed) for seed in range(5)])
+    engine = StreamEngine(packed, streams=5)
+    whole = StreamEngine(packed, streams=5).step(frames)
+    first = engine.step(frames[:, :2].contiguous())
+    engine.reset(only=(3, 1))
+    out = torch.empty(2, 65)
+    assert engine.step(frames[[1, 3], 0], out, only=[1, 3]) is out
+    assert torch.equal(out, first[[1, 3], 0])
+    mask, _ = engine.step_with_gates(frames[[4, 0], 2:], only=[4, 0])
+    assert torch.equal(mask, whole[[4, 0], 2:])
+    assert engine.step(frames[:0], only=[]).shape == (0, 4, 65)
+    numpy = engine.push_hop(torch.zeros(1, 64).numpy(), only=[2])
+    assert numpy.shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("streams", "only", "message"),
+    [
+        (3, [0, 3], r"only must name different streams from 0 to 2 \(got 3 at place 1\)"),
+        (3, [-1], r"from 0 to 2 \(got -1 at place 0\)"),
+        (3, [1, 2, 1], r"from 0 to 2 \(got 1 at place 2\)"),
+        (None, [0], r"only needs a state of shape \(streams, bytes\)"),
+        (3, torch.tensor([0.0]), "only must be a contiguous 1-D int64 tensor on the CPU"),
+        (3, torch.tensor([[0]]), "only must be a contiguous 1-D int64 tensor on the CPU"),
+    ],
+)
+def test_streams_that_are_not_there_are_refused(streams, only, message):
+    folded = network(stacks=1)
+    engine = StreamEngine(folded, streams=streams)
+    for call in (engine.step, engine.push_hop, lambda *_, only: engine.reset(only=only)):
+        with pytest.raises(RuntimeError, match=message):
+            call(torch.zeros(len(only), 65), only=only)
+    if streams == 3:
+        with pytest.raises(RuntimeError, match=r"features must have shape \(2, frames, 65\) or \(2, 65\)"):
+            engine.step(torch.zeros(3, 65), only=[0, 1])
+
+
 def test_streams_in_threads_share_one_model_without_mixing():
     folded = network(site="hidden")
     packed = PackedModel(folded)
