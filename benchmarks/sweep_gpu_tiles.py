@@ -121,7 +121,7 @@ def choices(dtype: str, batch: int, frames: int, channels: int, hidden: int, gat
         yield Choice(f"depthwise {row_tile}", call, z, row_tile == rule.depthwise)
     for tile in dict.fromkeys((rule.project, *filter(fits, products))):
         yield Choice(f"project {tile}", partial(project, tile), y, tile == rule.project)
-    fused = tile_sizes.fused_tile(channels, hidden, channels, block.precision)
+    fused = tile_sizes.fused_tile(batch, frames, channels, hidden, channels, block.precision)
     if fused is not None:
         for numbers in FUSED:
             other = replace(fused, **dict(zip(("frames", "hidden", "warps", "stages"), numbers)))

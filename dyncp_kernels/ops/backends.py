@@ -7,6 +7,7 @@ the reference.  A back-end that is named but cannot run is an error that says wh
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -198,6 +199,35 @@ def dispatcher(op: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+@cache
+def _digest_of_sources() -> str:
+    """Of everything that decides what a call is traced to."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted([*package.glob("triton/*.py"), *package.glob("ops/*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _Fingerprint:
+    """Stands for the kernels of an op where torch.compile makes the keys of its caches on disk.
+
+    Those would not notice other kernels, or another choice of back-end, from one process to the next.
+    """
+
+    __name__ = "dyncp_kernels"
+
+    @staticmethod
+    def fn() -> None:
+        """Calls nothing whose source would belong to the key, too."""
+
+    @property
+    def src(self) -> str:
+        wish = _forced or os.environ.get(VARIABLE) or ""
+        available = [name for name, backend in BACKENDS.items() if backend.unavailable() is None]
+        return " ".join([_digest_of_sources(), wish, *available])
+
+
 def show_kernels_to_compile(op: str, library: torch.library.Library) -> None:
     """Let torch.compile trace through `dyncp::op` to its Triton kernels where it would run on them.
 
@@ -215,3 +245,7 @@ def show_kernels_to_compile(op: str, library: torch.library.Library) -> None:
             return triton_implementation(op)(*_checked(op, args, options), **options)
 
     torch.library.register_torch_dispatch(f"dyncp::{op}", FunctionalTensorMode, trace, lib=library)
+    # Where torch.library.triton_op would put them; a torch without it has no such cache.
+    from torch._library import triton as triton_ops
+
+    getattr(triton_ops, "triton_ops_to_kernels", {})[f"dyncp::{op}"] = [_Fingerprint()]

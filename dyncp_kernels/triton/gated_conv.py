@@ -107,7 +107,7 @@ def gated_conv(
     y = x.new_empty(block.batch, block.out_channels, block.frames)
     if y.numel() == 0:
         return y
-    tile = fused_tile(block.channels, block.hidden, block.out_channels, block.precision)
+    tile = fused_tile(block.batch, block.frames, block.channels, block.hidden, block.out_channels, block.precision)
     if tile is None or not (_is_small(block.w_in) and _is_small(block.w_out)):
         _forward_in_memory(block, y)
     else:
@@ -207,10 +207,13 @@ def _pitch_of(frames: int) -> int:
 def _padded(
     x: Tensor, sizes: ForwardTiles, precision: str, gate: Tensor | None = None, frame_open: Tensor | None = None
 ) -> Tensor:
-    """X behind a gate; a copy whose channels begin with whole vectors where that is less work."""
+    """X behind a gate; a copy where 16-bit values would be read by less than 8 bytes at a time.
+
+    Products of float32 read single values or pairs anyhow.
+    """
     vector = vector_of(x)
-    is_aligned = vector * x.element_size() >= 16 or precision == "ieee"
-    if gate is None and frame_open is None and is_aligned:
+    reads_well = vector * x.element_size() >= 8 or not precision.startswith("short")
+    if gate is None and frame_open is None and reads_well:
         return x
     batch, channels, frames = x.shape
     pitch = _pitch_of(frames)

@@ -111,7 +111,13 @@ def _power_of_two(size: int, least: int, most: int) -> int:
     return block
 
 
-def fused_tile(channels: int, hidden: int, out_channels: int, precision: str) -> FusedTile | None:
+# Programs that keep a large GPU busy; with fewer, smaller tiles are faster.
+_ENOUGH_PROGRAMS = 264
+
+
+def fused_tile(
+    batch: int, frames: int, channels: int, hidden: int, out_channels: int, precision: str
+) -> FusedTile | None:
     """Blocks of `fused_block`, or None where the block takes several kernels.
 
     A program holds x of a tile, once for each tap, in shared memory, and all output channels in registers: that fits
@@ -121,17 +127,13 @@ def fused_tile(channels: int, hidden: int, out_channels: int, precision: str) ->
     if not precision.startswith("short") or max(channels, out_channels) > most:
         return None
     return FusedTile(
-        frames=32,
+        frames=32 if batch * -(-frames // 32) >= _ENOUGH_PROGRAMS // 2 else 16,
         hidden=_power_of_two(hidden, 16, 64),
         channels=_power_of_two(channels, 16, most),
         out_channels=_power_of_two(out_channels, 16, most),
         warps=4,
         stages=2,
     )
-
-
-# Programs that keep a large GPU busy; with fewer, smaller tiles are faster.
-_ENOUGH_PROGRAMS = 264
 
 
 def _product_tile(rows: int, batch: int, frames: int, precision: str, per_tile: bool) -> ProductTile:

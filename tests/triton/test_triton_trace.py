@@ -120,6 +120,30 @@ def test_inductor_generates_the_code_around_the_kernels(on_triton, monkeypatch):
     torch._dynamo.reset()
 
 
+def test_caches_on_disk_know_the_kernels_and_the_choice_of_back_end(on_triton, monkeypatch, tmp_path):
+    from torch._dynamo.utils import counters
+    from torch._inductor.async_compile import AsyncCompile
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(AsyncCompile, "triton", lambda self, name, *args, **options: _Launched(name, []))
+    x, gate, w_in, w_dw, w_out = _arguments()
+
+    def hits_and_misses():
+        torch._dynamo.reset()
+        counters.clear()
+        torch.compile(lambda x: ops.gated_conv(x, gate, None, w_in, None, w_dw, None, w_out, None))(x)
+        seen = counters["aot_autograd"]
+        return seen["autograd_cache_hit"], seen["autograd_cache_miss"]
+
+    assert hits_and_misses() == (0, 1)
+    assert hits_and_misses() == (1, 0)
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    assert hits_and_misses() == (0, 1)
+    monkeypatch.setattr(backends, "_digest_of_sources", lambda: "other kernels")
+    assert hits_and_misses() == (0, 1)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("site", ["none", "hidden", "output", "both"])
 def test_step_traces_to_one_kernel_and_memory_for_it(on_triton, site):
     x, gate, w_in, w_dw, w_out = _arguments()
