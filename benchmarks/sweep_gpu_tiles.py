@@ -23,8 +23,9 @@ from torch import Tensor
 from torch._library.triton import set_wrap_triton_enabled
 
 from dyncp_kernels.bench import gpu
-from dyncp_kernels.triton import gated_conv as block_kernels
 from dyncp_kernels.triton import tile_sizes
+from dyncp_kernels.triton.block import Block, convolve_depthwise, convolve_pointwise, padded_copy, pitch_of
+from dyncp_kernels.triton.gated_conv import forward_on_chip
 from dyncp_kernels.triton.launches import is_constant, list_of
 
 PROCESSES = 8
@@ -86,14 +87,14 @@ def choices(dtype: str, batch: int, frames: int, channels: int, hidden: int, gat
     gate = None
     if gates != "none":
         gate = torch.rand(batch, hidden, 1 if gates == "item" else frames, device=gpu.DEVICE) < 0.25
-    block = block_kernels._Block(x, (gate, None, *weights.all()), gpu.DILATION, True, True)
+    block = Block(x, (gate, None, *weights.all()), gpu.DILATION, True, True)
     per_tile = not is_constant(gate)
     rule = tile_sizes.forward_tiles(batch, frames, hidden, channels, block.precision, per_tile=per_tile)
-    pitch = block_kernels._pitch_of(frames)
+    pitch = pitch_of(frames)
     # A channel that is closed throughout leaves its row as it was: they start equal for all sets of blocks.
     u, z = (torch.zeros(batch, hidden, pitch, dtype=x.dtype, device=x.device) for _ in range(2))
     y = torch.empty_like(x)
-    padded = block_kernels._padded(x, rule, block.precision)
+    padded = padded_copy(x, rule, block.precision)
 
     def with_list(tile: Any) -> Any:
         return list_of(block.hidden_gate, tile.frames, x)
@@ -103,11 +104,11 @@ def choices(dtype: str, batch: int, frames: int, channels: int, hidden: int, gat
 
     def expand(source: Tensor, tile: Any) -> None:
         options: dict[str, Any] = {"bias": block.b_in, "activation": (block.slope_in,), "row_list": with_list(tile)}
-        block_kernels._pointwise(source, block.w_in, u, tile, block.precision, **options)
+        convolve_pointwise(source, block.w_in, u, tile, block.precision, **options)
 
     def project(tile: Any) -> None:
         options: dict[str, Any] = {"bias": block.b_out, "depth_list": with_list(tile), "added": x}
-        block_kernels._pointwise(z, block.w_out, y, tile, block.precision, **options)
+        convolve_pointwise(z, block.w_out, y, tile, block.precision, **options)
 
     products = [tile_sizes.ProductTile(*numbers) for numbers in PRODUCTS[dtype]]
     for source in (padded, x) if padded is not x else (x,):
@@ -115,9 +116,9 @@ def choices(dtype: str, batch: int, frames: int, channels: int, hidden: int, gat
         for tile in dict.fromkeys((rule.expand, *filter(fits, products))):
             yield Choice(f"{name} {tile}", partial(expand, source, tile), u, tile == rule.expand)
     if padded is not x:
-        yield Choice("pad_frames", partial(block_kernels._padded, x, rule, block.precision), padded, True)
+        yield Choice("pad_frames", partial(padded_copy, x, rule, block.precision), padded, True)
     for row_tile in dict.fromkeys((rule.depthwise, *filter(fits, (tile_sizes.RowTile(*r) for r in ROWS)))):
-        call = lambda t=row_tile: block_kernels._depthwise(block, u, with_list(t), t, z)  # noqa: E731
+        call = lambda t=row_tile: convolve_depthwise(block, u, with_list(t), t, z)  # noqa: E731
         yield Choice(f"depthwise {row_tile}", call, z, row_tile == rule.depthwise)
     for tile in dict.fromkeys((rule.project, *filter(fits, products))):
         yield Choice(f"project {tile}", partial(project, tile), y, tile == rule.project)
@@ -125,9 +126,7 @@ def choices(dtype: str, batch: int, frames: int, channels: int, hidden: int, gat
     if fused is not None:
         for numbers in FUSED:
             other = replace(fused, **dict(zip(("frames", "hidden", "warps", "stages"), numbers)))
-            yield Choice(
-                f"fused_block {other}", partial(block_kernels._forward_on_chip, block, other, y), y, other == fused
-            )
+            yield Choice(f"fused_block {other}", partial(forward_on_chip, block, other, y), y, other == fused)
 
 
 def sweep(timer: Any, sizes: list[tuple[Any, ...]], part: int = 0, parts: int = 1) -> None:

@@ -82,7 +82,8 @@ def _cuda_unavailable() -> str | None:
 
 def triton_implementation(op: str) -> Callable[..., Any]:
     """The op on the Triton kernels."""
-    from dyncp_kernels.triton.gated_conv import gated_conv, gated_conv_backward
+    from dyncp_kernels.triton.gated_conv import gated_conv
+    from dyncp_kernels.triton.gated_conv_backward import gated_conv_backward
     from dyncp_kernels.triton.gated_conv_step import gated_conv_step
 
     def gated_conv_step_(x: Tensor, history: Tensor, *tensors: Tensor | None, **options: Any) -> Tensor:

@@ -193,10 +193,9 @@ def gradient_tiles(
 
 
 def list_tile(channels: int, span: int) -> dict[str, int]:
-    """Blocks of `list_channels`."""
-    frames = _power_of_two(span, 1, span)
-    rows = _power_of_two(channels, 16, max(16, 32768 // frames) if frames > 1 else 2048)
-    return {"BLOCK_N": rows, "BLOCK_T": frames, "num_warps": 16 if rows * frames >= 16384 else 4}
+    """Blocks of `list_channels` for tiles of `span` frames, a power of two."""
+    rows = _power_of_two(channels, 16, 32768 // span if span > 1 else 2048)
+    return {"BLOCK_N": rows, "BLOCK_T": span, "num_warps": 16 if rows * span >= 16384 else 4}
 
 
 def step_tile(streams: int, channels: int, hidden: int, out_channels: int, reach: int, is_gated: bool) -> StepTile:

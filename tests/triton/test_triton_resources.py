@@ -58,10 +58,10 @@ class _Recorder:
 
 def _record(monkeypatch, dtype, channels, hidden, parts, batch=32):
     """The launches of a block with gates at both sites."""
-    from dyncp_kernels.triton import gated_conv, gated_conv_step, launches
+    from dyncp_kernels.triton import block, gated_conv, gated_conv_backward, gated_conv_step, launches
 
     recorded = Launches()
-    for module in (launches, gated_conv, gated_conv_step):
+    for module in (launches, block, gated_conv, gated_conv_backward, gated_conv_step):
         monkeypatch.setattr(module, "kernel", recorded)
 
     def empty(*shape, kind=dtype):
@@ -80,7 +80,7 @@ def _record(monkeypatch, dtype, channels, hidden, parts, batch=32):
             x[:, :, 0].contiguous(), empty(batch, hidden, 4), *frame_gates, *weights, dilation=2
         )
     if "backward" in parts:
-        gated_conv.gated_conv_backward(empty(*x.shape), x, *gates, *weights, dilation=2)
+        gated_conv_backward.gated_conv_backward(empty(*x.shape), x, *gates, *weights, dilation=2)
     return recorded.calls
 
 
