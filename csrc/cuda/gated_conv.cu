@@ -10,20 +10,17 @@ constexpr int kHidden = 64;  // hidden channels at a time
 constexpr int kDepth = 64;   // input channels at a time
 constexpr int kHiddenStride = kColumns + 2;
 
-// How each storage type multiplies.  In: W_in x.  Out: W_out z, where z is float32: 16-bit types cut it into a sum of
-// two bfloat16 numbers, and float16 weights too, so that neither range nor more than 16 bits are lost.
-template <class StorageType, class InProduct, class OutProduct, int kLeftParts, int kRightParts>
+// How each storage type multiplies: W_in x, and W_out z, where z is rounded to the storage type, too.
+template <class StorageType, class ProductType>
 struct Arithmetic {
   using T = StorageType;
-  using In = InProduct;
-  using Out = OutProduct;
-  static constexpr int kWeightParts = kLeftParts;
-  static constexpr int kActivationParts = kRightParts;
+  using Product = ProductType;
+  using Item = typename Product::Item;
 };
-using ExactFloat32 = Arithmetic<float, ExactProduct, ExactProduct, 1, 1>;
-using Tf32Float32 = Arithmetic<float, Tf32Product, Tf32Product, 1, 1>;
-using WideBFloat16 = Arithmetic<BFloat16, ShortProduct<BFloat16>, ShortProduct<BFloat16>, 1, 2>;
-using WideFloat16 = Arithmetic<Half, ShortProduct<Half>, ShortProduct<BFloat16>, 2, 2>;
+using ExactFloat32 = Arithmetic<float, ExactProduct>;
+using Tf32Float32 = Arithmetic<float, Tf32Product>;
+using ShortBFloat16 = Arithmetic<BFloat16, ShortProduct<BFloat16>>;
+using ShortFloat16 = Arithmetic<Half, ShortProduct<Half>>;
 
 __host__ __device__ constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
@@ -31,16 +28,15 @@ __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 // Offsets of the tiles in shared memory, in bytes.  order comes last: it is as long as the hidden channels.
 template <class A, int kOut, bool kKeepsX>
 struct Shared {
-  using InItem = typename A::In::Item;
-  using OutItem = typename A::Out::Item;
-  static constexpr int kWeightStride = kDepth + A::In::kPad;
-  static constexpr int kOutStride = kHidden + A::Out::kPad;
-  static constexpr int kInBytes = kHidden * kWeightStride * int(sizeof(InItem));
-  static constexpr int kOutBytes = A::kWeightParts * kOut * kOutStride * int(sizeof(OutItem));
+  using Item = typename A::Item;
+  static constexpr int kWeightStride = kDepth + A::Product::kPad;
+  static constexpr int kOutStride = kHidden + A::Product::kPad;
+  static constexpr int kInBytes = kHidden * kWeightStride * int(sizeof(Item));
+  static constexpr int kOutBytes = kOut * kOutStride * int(sizeof(Item));
   static constexpr int kWeights = 0;
   static constexpr int kU = kWeights + larger(kInBytes, kOutBytes);
   static constexpr int kZ = kU + kHidden * kHiddenStride * int(sizeof(float));
-  static constexpr int kCounts = kZ + A::kActivationParts * kColumns * kOutStride * int(sizeof(OutItem));
+  static constexpr int kCounts = kZ + kColumns * kOutStride * int(sizeof(Item));
   static constexpr int kOpened = kCounts + kThreads / 32 * int(sizeof(int));
   static constexpr int kOutOpen = kOpened + kThreads * int(sizeof(int));
   static constexpr int kX = round_up(kOutOpen + kOut * int(sizeof(int)), 16);
@@ -49,20 +45,20 @@ struct Shared {
   // with kKeepsX false, for devices with less shared memory.
   static constexpr int kXLimit = 68 * 1024;
   static bool __host__ __device__ keeps_x(int channels) {
-    return kKeepsX && kColumns * x_stride(channels, true) * int(sizeof(InItem)) <= kXLimit;
+    return kKeepsX && kColumns * x_stride(channels, true) * int(sizeof(Item)) <= kXLimit;
   }
   static int __host__ __device__ x_stride(int channels, bool keeps) {
-    return (keeps ? round_up(channels, kDepth) : kDepth) + A::In::kPad;
+    return (keeps ? round_up(channels, kDepth) : kDepth) + A::Product::kPad;
   }
   static int __host__ __device__ order(int channels) {
-    return kX + kColumns * x_stride(channels, keeps_x(channels)) * int(sizeof(InItem));
+    return kX + kColumns * x_stride(channels, keeps_x(channels)) * int(sizeof(Item));
   }
   static int bytes(int channels, int hidden) { return order(channels) + round_up(hidden * 2, 16); }
 };
 
 // x[first .. first + kDepth) of the tile's frames, as [frame][channel]; zeros outside.
 template <class A>
-__device__ void load_x(const BlockCall& p, int64_t batch, int64_t start, int first, typename A::In::Item* tile,
+__device__ void load_x(const BlockCall& p, int64_t batch, int64_t start, int first, typename A::Item* tile,
                        int stride) {
   const int column = threadIdx.x % kColumns;
   const int64_t frame = start + column;
@@ -79,7 +75,7 @@ __device__ void load_x(const BlockCall& p, int64_t batch, int64_t start, int fir
 // Rows order[first ...] of W_in, columns [begin, begin + kDepth); zeros past either end.
 template <class A>
 __device__ void load_w_in(const BlockCall& p, const uint16_t* order, int first, int active, int begin,
-                          typename A::In::Item* tile, int stride) {
+                          typename A::Item* tile, int stride) {
   using T = typename A::T;
   constexpr int kVector = 16 / int(sizeof(T));
   const auto* w = static_cast<const T*>(p.w_in);
@@ -110,27 +106,24 @@ __device__ void load_w_in(const BlockCall& p, const uint16_t* order, int first, 
 // Columns order[first ...] of W_out, rows [begin, begin + kOut) that are open, as [row][column]; zeros elsewhere.
 template <class A, int kOut>
 __device__ void load_w_out(const BlockCall& p, const uint16_t* order, int first, int active, int begin,
-                           const int* out_open, typename A::Out::Item* tile, int stride) {
+                           const int* out_open, typename A::Item* tile, int stride) {
   using T = typename A::T;
-  using Item = typename A::Out::Item;
   const auto* w = static_cast<const T*>(p.w_out);
   const bool columns_contiguous = p.w_out_row_stride == 1;  // neighbouring threads read along the contiguous axis
   for (int i = threadIdx.x; i < kOut * kHidden; i += kThreads) {
     const int row = columns_contiguous ? i % kOut : i / kHidden;
     const int column = columns_contiguous ? i / kOut : i % kHidden;
-    float value = 0.0f;
+    T value = from_float<T>(0.0f);
     if (first + column < active && begin + row < p.out_channels && out_open[row] != 0)
-      value = to_float(w[(begin + row) * p.w_out_row_stride + order[first + column] * p.w_out_column_stride]);
-    const Item high = from_float<Item>(value);
-    tile[row * stride + column] = high;
-    if constexpr (A::kWeightParts == 2) tile[(kOut + row) * stride + column] = from_float<Item>(value - to_float(high));
+      value = w[(begin + row) * p.w_out_row_stride + order[first + column] * p.w_out_column_stride];
+    tile[row * stride + column] = value;
   }
 }
 
 // A device that has no room for x has none for a second block on a processor either, so that there a block of exact
 // products may use more registers; a bound of one warp more than run leaves some of them.
 template <class A, bool kKeepsX>
-constexpr bool kIsAlone = !kKeepsX && A::Out::kIsLong;
+constexpr bool kIsAlone = !kKeepsX && A::Product::kIsLong;
 template <class A, bool kKeepsX>
 constexpr int kThreadBound = kIsAlone<A, kKeepsX> ? kThreads + 32 : kThreads;
 
@@ -140,17 +133,16 @@ __global__ void __launch_bounds__(kThreadBound<A, kKeepsX>, kIsAlone<A, kKeepsX>
     fused_block(BlockCall p, int64_t tiles) {
   using T = typename A::T;
   using Layout = Shared<A, kOut, kKeepsX>;
-  using InItem = typename A::In::Item;
-  using OutItem = typename A::Out::Item;
+  using Item = typename A::Item;
   DYNCP_SHARED(shared);
-  auto* weights_in = reinterpret_cast<InItem*>(shared + Layout::kWeights);
-  auto* weights_out = reinterpret_cast<OutItem*>(shared + Layout::kWeights);
+  auto* weights_in = reinterpret_cast<Item*>(shared + Layout::kWeights);
+  auto* weights_out = reinterpret_cast<Item*>(shared + Layout::kWeights);
   auto* u = reinterpret_cast<float*>(shared + Layout::kU);
-  auto* z = reinterpret_cast<OutItem*>(shared + Layout::kZ);
+  auto* z = reinterpret_cast<Item*>(shared + Layout::kZ);
   auto* counts = reinterpret_cast<int*>(shared + Layout::kCounts);
   auto* opened = reinterpret_cast<int*>(shared + Layout::kOpened);
   auto* out_open = reinterpret_cast<int*>(shared + Layout::kOutOpen);
-  auto* x_tile = reinterpret_cast<InItem*>(shared + Layout::kX);
+  auto* x_tile = reinterpret_cast<Item*>(shared + Layout::kX);
   auto* order = reinterpret_cast<uint16_t*>(shared + Layout::order(p.channels));
 
   const Lane lane;
@@ -206,8 +198,8 @@ __global__ void __launch_bounds__(kThreadBound<A, kKeepsX>, kIsAlone<A, kKeepsX>
         load_w_in<A>(p, order, first, active, k, weights_in, Layout::kWeightStride);
         if (!keeps_x) load_x<A>(p, batch, start, k, x_tile, x_stride);
         __syncthreads();
-        multiply_tiles<typename A::In, 1>(a, weights_in, Layout::kWeightStride, x_tile + (keeps_x ? k : 0), x_stride,
-                                          kDepth, lane);
+        multiply_tiles<typename A::Product, 1>(a, weights_in, Layout::kWeightStride, x_tile + (keeps_x ? k : 0),
+                                               x_stride, kDepth, lane);
         __syncthreads();
       }
       DYNCP_UNROLL
@@ -263,23 +255,12 @@ __global__ void __launch_bounds__(kThreadBound<A, kKeepsX>, kIsAlone<A, kKeepsX>
         if (p.b_dw != nullptr) value += load<T>(p.b_dw, channel);
         value = gates[i] * activate(value, slope_dw, p.slope_dw != nullptr);
       }
-      const OutItem high = from_float<OutItem>(value);
-      z[column * Layout::kOutStride + row] = high;
-      if constexpr (A::kActivationParts == 2)
-        z[(kColumns + column) * Layout::kOutStride + row] = from_float<OutItem>(value - to_float(high));
+      z[column * Layout::kOutStride + row] = from_float<Item>(value);
     }
     load_w_out<A, kOut>(p, order, first, active, out_begin, out_open, weights_out, Layout::kOutStride);
     __syncthreads();
-    const OutItem* weights_low = weights_out + kOut * Layout::kOutStride;
-    const OutItem* z_low = z + kColumns * Layout::kOutStride;
-    if constexpr (A::kWeightParts == 2)
-      multiply_tiles<typename A::Out, kRowTiles>(total, weights_low, Layout::kOutStride, z, Layout::kOutStride, kHidden,
-                                                 lane);
-    if constexpr (A::kActivationParts == 2)
-      multiply_tiles<typename A::Out, kRowTiles>(total, weights_out, Layout::kOutStride, z_low, Layout::kOutStride,
-                                                 kHidden, lane);
-    multiply_tiles<typename A::Out, kRowTiles>(total, weights_out, Layout::kOutStride, z, Layout::kOutStride, kHidden,
-                                               lane);
+    multiply_tiles<typename A::Product, kRowTiles>(total, weights_out, Layout::kOutStride, z, Layout::kOutStride,
+                                                   kHidden, lane);
     __syncthreads();
   }
 
@@ -344,9 +325,9 @@ auto with_tiles(const BlockCall& p, Run run) {
     case Storage::float32:
       return p.allow_tf32 ? run(Tiles<Tf32Float32, 128>()) : run(Tiles<ExactFloat32, 128>());
     case Storage::float16:
-      return run(Tiles<WideFloat16, 128>());
+      return p.out_channels <= 128 ? run(Tiles<ShortFloat16, 128>()) : run(Tiles<ShortFloat16, 256>());
     default:
-      return p.out_channels <= 128 ? run(Tiles<WideBFloat16, 128>()) : run(Tiles<WideBFloat16, 256>());
+      return p.out_channels <= 128 ? run(Tiles<ShortBFloat16, 128>()) : run(Tiles<ShortBFloat16, 256>());
   }
 }
 

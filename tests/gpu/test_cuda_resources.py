@@ -80,8 +80,8 @@ int main() {{
   for (int channels : {{128, 256, 512, 1024, 4096}}) {{
     show<ExactFloat32, 128>(channels, 6144);
     show<Tf32Float32, 128>(channels, 6144);
-    show<WideBFloat16, 256>(channels, 8192);
-    show<WideFloat16, 128>(channels, 8192);
+    show<ShortBFloat16, 256>(channels, 8192);
+    show<ShortFloat16, 256>(channels, 8192);
   }}
 }}
 """
