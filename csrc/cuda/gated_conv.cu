@@ -1,5 +1,6 @@
 // The forward block in one kernel: a block of threads takes 64 frames of one item, the frames around its outputs
-// included, and goes through the open hidden channels 64 at a time.  Only x, weights, gates and y touch memory.
+// included, and goes through the open hidden channels 64 at a time.  Only x, weights, gates and y touch memory.  Hidden
+// activations are float32 until W_out multiplies them, in the storage type.
 #include "cuda/channels.h"
 #include "cuda/tile_product.h"
 
@@ -10,27 +11,15 @@ constexpr int kHidden = 64;  // hidden channels at a time
 constexpr int kDepth = 64;   // input channels at a time
 constexpr int kHiddenStride = kColumns + 2;
 
-// How each storage type multiplies: W_in x, and W_out z, where z is rounded to the storage type, too.
-template <class StorageType, class ProductType>
-struct Arithmetic {
-  using T = StorageType;
-  using Product = ProductType;
-  using Item = typename Product::Item;
-};
-using ExactFloat32 = Arithmetic<float, ExactProduct>;
-using Tf32Float32 = Arithmetic<float, Tf32Product>;
-using ShortBFloat16 = Arithmetic<BFloat16, ShortProduct<BFloat16>>;
-using ShortFloat16 = Arithmetic<Half, ShortProduct<Half>>;
-
 __host__ __device__ constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 // Offsets of the tiles in shared memory, in bytes.  order comes last: it is as long as the hidden channels.
-template <class A, int kOut, bool kKeepsX>
+template <class Product, int kOut, bool kKeepsX>
 struct Shared {
-  using Item = typename A::Item;
-  static constexpr int kWeightStride = kDepth + A::Product::kPad;
-  static constexpr int kOutStride = kHidden + A::Product::kPad;
+  using Item = typename Product::Item;
+  static constexpr int kWeightStride = kDepth + Product::kPad;
+  static constexpr int kOutStride = kHidden + Product::kPad;
   static constexpr int kInBytes = kHidden * kWeightStride * int(sizeof(Item));
   static constexpr int kOutBytes = kOut * kOutStride * int(sizeof(Item));
   static constexpr int kWeights = 0;
@@ -48,7 +37,7 @@ struct Shared {
     return kKeepsX && kColumns * x_stride(channels, true) * int(sizeof(Item)) <= kXLimit;
   }
   static int __host__ __device__ x_stride(int channels, bool keeps) {
-    return (keeps ? round_up(channels, kDepth) : kDepth) + A::Product::kPad;
+    return (keeps ? round_up(channels, kDepth) : kDepth) + Product::kPad;
   }
   static int __host__ __device__ order(int channels) {
     return kX + kColumns * x_stride(channels, keeps_x(channels)) * int(sizeof(Item));
@@ -57,26 +46,27 @@ struct Shared {
 };
 
 // x[first .. first + kDepth) of the tile's frames, as [frame][channel]; zeros outside.
-template <class A>
-__device__ void load_x(const BlockCall& p, int64_t batch, int64_t start, int first, typename A::Item* tile,
+template <class Product>
+__device__ void load_x(const BlockCall& p, int64_t batch, int64_t start, int first, typename Product::Item* tile,
                        int stride) {
   const int column = threadIdx.x % kColumns;
   const int64_t frame = start + column;
   const bool inside = frame >= 0 && frame < p.frames;
-  const auto* x = static_cast<const typename A::T*>(p.x) + batch * p.x_batch_stride + frame * p.x_frame_stride;
+  using T = typename Product::Item;
+  const auto* x = static_cast<const T*>(p.x) + batch * p.x_batch_stride + frame * p.x_frame_stride;
   for (int k = threadIdx.x / kColumns; k < kDepth; k += kThreads / kColumns) {
     const int channel = first + k;
-    typename A::T value = from_float<typename A::T>(0.0f);
+    T value = from_float<T>(0.0f);
     if (inside && channel < p.channels) value = x[channel * p.x_channel_stride];
     tile[column * stride + k] = value;
   }
 }
 
 // Rows order[first ...] of W_in, columns [begin, begin + kDepth); zeros past either end.
-template <class A>
+template <class Product>
 __device__ void load_w_in(const BlockCall& p, const uint16_t* order, int first, int active, int begin,
-                          typename A::Item* tile, int stride) {
-  using T = typename A::T;
+                          typename Product::Item* tile, int stride) {
+  using T = typename Product::Item;
   constexpr int kVector = 16 / int(sizeof(T));
   const auto* w = static_cast<const T*>(p.w_in);
   const bool whole = p.w_in_column_stride == 1 && p.w_in_row_stride % kVector == 0 &&
@@ -104,10 +94,10 @@ __device__ void load_w_in(const BlockCall& p, const uint16_t* order, int first, 
 }
 
 // Columns order[first ...] of W_out, rows [begin, begin + kOut) that are open, as [row][column]; zeros elsewhere.
-template <class A, int kOut>
+template <class Product, int kOut>
 __device__ void load_w_out(const BlockCall& p, const uint16_t* order, int first, int active, int begin,
-                           const int* out_open, typename A::Item* tile, int stride) {
-  using T = typename A::T;
+                           const int* out_open, typename Product::Item* tile, int stride) {
+  using T = typename Product::Item;
   const auto* w = static_cast<const T*>(p.w_out);
   const bool columns_contiguous = p.w_out_row_stride == 1;  // neighbouring threads read along the contiguous axis
   for (int i = threadIdx.x; i < kOut * kHidden; i += kThreads) {
@@ -122,27 +112,26 @@ __device__ void load_w_out(const BlockCall& p, const uint16_t* order, int first,
 
 // A device that has no room for x has none for a second block on a processor either, so that there a block of exact
 // products may use more registers; a bound of one warp more than run leaves some of them.
-template <class A, bool kKeepsX>
-constexpr bool kIsAlone = !kKeepsX && A::Product::kIsLong;
-template <class A, bool kKeepsX>
-constexpr int kThreadBound = kIsAlone<A, kKeepsX> ? kThreads + 32 : kThreads;
+template <class Product, bool kKeepsX>
+constexpr bool kIsAlone = !kKeepsX && Product::kIsLong;
+template <class Product, bool kKeepsX>
+constexpr int kThreadBound = kIsAlone<Product, kKeepsX> ? kThreads + 32 : kThreads;
 
 // kOut is a multiple of 64: output channels of one block.
-template <class A, int kOut, bool kKeepsX>
-__global__ void __launch_bounds__(kThreadBound<A, kKeepsX>, kIsAlone<A, kKeepsX> ? 1 : 0)
+template <class Product, int kOut, bool kKeepsX>
+__global__ void __launch_bounds__(kThreadBound<Product, kKeepsX>, kIsAlone<Product, kKeepsX> ? 1 : 0)
     fused_block(BlockCall p, int64_t tiles) {
-  using T = typename A::T;
-  using Layout = Shared<A, kOut, kKeepsX>;
-  using Item = typename A::Item;
+  using T = typename Product::Item;
+  using Layout = Shared<Product, kOut, kKeepsX>;
   DYNCP_SHARED(shared);
-  auto* weights_in = reinterpret_cast<Item*>(shared + Layout::kWeights);
-  auto* weights_out = reinterpret_cast<Item*>(shared + Layout::kWeights);
+  auto* weights_in = reinterpret_cast<T*>(shared + Layout::kWeights);
+  auto* weights_out = reinterpret_cast<T*>(shared + Layout::kWeights);
   auto* u = reinterpret_cast<float*>(shared + Layout::kU);
-  auto* z = reinterpret_cast<Item*>(shared + Layout::kZ);
+  auto* z = reinterpret_cast<T*>(shared + Layout::kZ);
   auto* counts = reinterpret_cast<int*>(shared + Layout::kCounts);
   auto* opened = reinterpret_cast<int*>(shared + Layout::kOpened);
   auto* out_open = reinterpret_cast<int*>(shared + Layout::kOutOpen);
-  auto* x_tile = reinterpret_cast<Item*>(shared + Layout::kX);
+  auto* x_tile = reinterpret_cast<T*>(shared + Layout::kX);
   auto* order = reinterpret_cast<uint16_t*>(shared + Layout::order(p.channels));
 
   const Lane lane;
@@ -178,7 +167,7 @@ __global__ void __launch_bounds__(kThreadBound<A, kKeepsX>, kIsAlone<A, kKeepsX>
   const int x_stride = Layout::x_stride(p.channels, keeps_x);
   const int depth = round_up(p.channels, kDepth);
   if (p.w_in != nullptr && keeps_x && active > 0)
-    for (int k = 0; k < depth; k += kDepth) load_x<A>(p, batch, start, k, x_tile + k, x_stride);
+    for (int k = 0; k < depth; k += kDepth) load_x<Product>(p, batch, start, k, x_tile + k, x_stride);
   __syncthreads();
 
   const float slope_in = p.slope_in != nullptr ? load<T>(p.slope_in, 0) : 0.0f;
@@ -195,11 +184,11 @@ __global__ void __launch_bounds__(kThreadBound<A, kKeepsX>, kIsAlone<A, kKeepsX>
     if (p.w_in != nullptr) {
       float a[1][kColumnTiles][4] = {};
       for (int k = 0; k < depth; k += kDepth) {
-        load_w_in<A>(p, order, first, active, k, weights_in, Layout::kWeightStride);
-        if (!keeps_x) load_x<A>(p, batch, start, k, x_tile, x_stride);
+        load_w_in<Product>(p, order, first, active, k, weights_in, Layout::kWeightStride);
+        if (!keeps_x) load_x<Product>(p, batch, start, k, x_tile, x_stride);
         __syncthreads();
-        multiply_tiles<typename A::Product, 1>(a, weights_in, Layout::kWeightStride, x_tile + (keeps_x ? k : 0),
-                                               x_stride, kDepth, lane);
+        multiply_tiles<Product, 1>(a, weights_in, Layout::kWeightStride, x_tile + (keeps_x ? k : 0), x_stride, kDepth,
+                                   lane);
         __syncthreads();
       }
       DYNCP_UNROLL
@@ -255,12 +244,11 @@ __global__ void __launch_bounds__(kThreadBound<A, kKeepsX>, kIsAlone<A, kKeepsX>
         if (p.b_dw != nullptr) value += load<T>(p.b_dw, channel);
         value = gates[i] * activate(value, slope_dw, p.slope_dw != nullptr);
       }
-      z[column * Layout::kOutStride + row] = from_float<Item>(value);
+      z[column * Layout::kOutStride + row] = from_float<T>(value);
     }
-    load_w_out<A, kOut>(p, order, first, active, out_begin, out_open, weights_out, Layout::kOutStride);
+    load_w_out<Product, kOut>(p, order, first, active, out_begin, out_open, weights_out, Layout::kOutStride);
     __syncthreads();
-    multiply_tiles<typename A::Product, kRowTiles>(total, weights_out, Layout::kOutStride, z, Layout::kOutStride,
-                                                   kHidden, lane);
+    multiply_tiles<Product, kRowTiles>(total, weights_out, Layout::kOutStride, z, Layout::kOutStride, kHidden, lane);
     __syncthreads();
   }
 
@@ -298,11 +286,11 @@ __global__ void __launch_bounds__(kThreadBound<A, kKeepsX>, kIsAlone<A, kKeepsX>
   }
 }
 
-template <class A, int kOut>
+template <class Product, int kOut>
 struct Tiles {
   template <bool kKeepsX>
   static int bytes(const BlockCall& p) {
-    return Shared<A, kOut, kKeepsX>::bytes(p.channels, p.hidden);
+    return Shared<Product, kOut, kKeepsX>::bytes(p.channels, p.hidden);
   }
 
   static const char* launch_largest(const BlockCall& p, void* stream) {
@@ -314,7 +302,7 @@ struct Tiles {
     const int64_t span = kColumns - p.reach;
     const int64_t tiles = (p.frames + span - 1) / span;
     const dim3 grid(static_cast<unsigned>(p.batch * tiles * ((p.out_channels + kOut - 1) / kOut)));
-    return launch(fused_block<A, kOut, kKeepsX>, grid, kThreads, bytes<kKeepsX>(p), stream, p, tiles);
+    return launch(fused_block<Product, kOut, kKeepsX>, grid, kThreads, bytes<kKeepsX>(p), stream, p, tiles);
   }
 };
 
@@ -323,11 +311,12 @@ template <class Run>
 auto with_tiles(const BlockCall& p, Run run) {
   switch (p.storage) {
     case Storage::float32:
-      return p.allow_tf32 ? run(Tiles<Tf32Float32, 128>()) : run(Tiles<ExactFloat32, 128>());
+      return p.allow_tf32 ? run(Tiles<Tf32Product, 128>()) : run(Tiles<ExactProduct, 128>());
     case Storage::float16:
-      return p.out_channels <= 128 ? run(Tiles<ShortFloat16, 128>()) : run(Tiles<ShortFloat16, 256>());
+      return p.out_channels <= 128 ? run(Tiles<ShortProduct<Half>, 128>()) : run(Tiles<ShortProduct<Half>, 256>());
     default:
-      return p.out_channels <= 128 ? run(Tiles<ShortBFloat16, 128>()) : run(Tiles<ShortBFloat16, 256>());
+      return p.out_channels <= 128 ? run(Tiles<ShortProduct<BFloat16>, 128>())
+                                   : run(Tiles<ShortProduct<BFloat16>, 256>());
   }
 }
 

@@ -78,10 +78,10 @@ void show(int channels, int hidden) {{
 int main() {{
   using namespace dyncp::cuda;
   for (int channels : {{128, 256, 512, 1024, 4096}}) {{
-    show<ExactFloat32, 128>(channels, 6144);
-    show<Tf32Float32, 128>(channels, 6144);
-    show<ShortBFloat16, 256>(channels, 8192);
-    show<ShortFloat16, 256>(channels, 8192);
+    show<ExactProduct, 128>(channels, 6144);
+    show<Tf32Product, 128>(channels, 6144);
+    show<ShortProduct<BFloat16>, 256>(channels, 8192);
+    show<ShortProduct<Half>, 256>(channels, 8192);
   }}
 }}
 """
