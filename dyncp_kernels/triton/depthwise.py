@@ -8,7 +8,7 @@ import triton.language as tl
 from dyncp_kernels.triton.arithmetic import activate, select, slope_of
 from dyncp_kernels.triton.programs import tile_and_block
 
-__all__ = ["depthwise", "gate_tile", "hidden_tile"]
+__all__ = ["convolved_tile", "depthwise", "gate_tile", "hidden_tile"]
 
 
 @triton.jit
@@ -52,6 +52,57 @@ def hidden_tile(
     if HAS_GATE and MULTIPLY:
         u = select(u, value)
     return u
+
+
+@triton.jit
+def convolved_tile(
+    a,  # as for hidden_tile
+    gate,
+    w_dw,
+    b_dw,
+    row,
+    row_ok,
+    frame,
+    frames,
+    a_row_stride,
+    a_frame_stride,
+    gate_channel_stride,
+    gate_frame_stride,
+    slope,
+    HAS_GATE: tl.constexpr,  # noqa: N803
+    HAS_ACTIVATION: tl.constexpr,  # noqa: N803
+    HAS_SLOPE: tl.constexpr,  # noqa: N803
+    HAS_B_DW: tl.constexpr,  # noqa: N803
+    TAPS: tl.constexpr,  # noqa: N803
+    DILATION: tl.constexpr,  # noqa: N803
+    LEFT: tl.constexpr,  # noqa: N803
+    BLOCK_H: tl.constexpr,  # noqa: N803
+    BLOCK_T: tl.constexpr,  # noqa: N803
+):
+    """The second activation's input at the given rows and frames."""
+    total = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)
+    for tap in tl.static_range(TAPS):
+        weight = tl.load(w_dw + row * TAPS + tap, mask=row_ok, other=0.0).to(tl.float32)
+        u = hidden_tile(
+            a,
+            gate,
+            row,
+            row_ok,
+            frame + (tap * DILATION - LEFT),
+            frames,
+            a_row_stride,
+            a_frame_stride,
+            gate_channel_stride,
+            gate_frame_stride,
+            slope,
+            HAS_GATE,
+            HAS_ACTIVATION,
+            HAS_SLOPE,
+        )
+        total += weight[:, None] * u
+    if HAS_B_DW:
+        total += tl.load(b_dw + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
+    return total
 
 
 @triton.jit
@@ -105,28 +156,30 @@ def depthwise(
         row = row.to(tl.int64)
         u += batch * u_batch_stride
         hidden_gate += batch * hidden_gate_batch_stride
-        total = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)
-        for tap in tl.static_range(TAPS):
-            weight = tl.load(w_dw + row * TAPS + tap, mask=row_ok, other=0.0).to(tl.float32)
-            value = hidden_tile(
-                u,
-                hidden_gate,
-                row,
-                row_ok,
-                frame + (tap * DILATION - LEFT),
-                frames,
-                u_row_stride,
-                u_frame_stride,
-                hidden_gate_channel_stride,
-                hidden_gate_frame_stride,
-                0.0,
-                HAS_HIDDEN_GATE,
-                False,
-                False,
-            )
-            total += weight[:, None] * value
-        if HAS_B_DW:
-            total += tl.load(b_dw + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
+        total = convolved_tile(
+            u,
+            hidden_gate,
+            w_dw,
+            b_dw,
+            row,
+            row_ok,
+            frame,
+            frames,
+            u_row_stride,
+            u_frame_stride,
+            hidden_gate_channel_stride,
+            hidden_gate_frame_stride,
+            0.0,
+            HAS_HIDDEN_GATE,
+            False,
+            False,
+            HAS_B_DW,
+            TAPS,
+            DILATION,
+            LEFT,
+            BLOCK_H,
+            BLOCK_T,
+        )
         total = activate(total, slope_of(slope_dw, HAS_SLOPE_DW), HAS_SLOPE_DW)
         if HAS_HIDDEN_GATE:
             inside = row_ok[:, None] & (frame < frames)[None, :]

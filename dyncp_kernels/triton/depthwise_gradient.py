@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from dyncp_kernels.triton.arithmetic import activate, select, slope_of
-from dyncp_kernels.triton.depthwise import gate_tile, hidden_tile
+from dyncp_kernels.triton.depthwise import convolved_tile, gate_tile, hidden_tile
 from dyncp_kernels.triton.programs import tile_and_block
 
 __all__ = ["depthwise_gradient", "expansion_gradient"]
@@ -77,28 +77,30 @@ def depthwise_gradient(
         slope_1 = slope_of(slope_in, HAS_SLOPE_IN)
         slope_2 = slope_of(slope_dw, HAS_SLOPE_DW)
         a += batch * a_batch_stride
-        c = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)
-        for tap in tl.static_range(TAPS):
-            weight = tl.load(w_dw + row * TAPS + tap, mask=row_ok, other=0.0).to(tl.float32)
-            u = hidden_tile(
-                a,
-                hidden_gate,
-                row,
-                row_ok,
-                frame + (tap * DILATION - LEFT),
-                frames,
-                a_row_stride,
-                a_frame_stride,
-                hidden_gate_channel_stride,
-                hidden_gate_frame_stride,
-                slope_1,
-                HAS_HIDDEN_GATE,
-                HAS_W_IN,
-                HAS_SLOPE_IN,
-            )
-            c += weight[:, None] * u
-        if HAS_B_DW:
-            c += tl.load(b_dw + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
+        c = convolved_tile(
+            a,
+            hidden_gate,
+            w_dw,
+            b_dw,
+            row,
+            row_ok,
+            frame,
+            frames,
+            a_row_stride,
+            a_frame_stride,
+            hidden_gate_channel_stride,
+            hidden_gate_frame_stride,
+            slope_1,
+            HAS_HIDDEN_GATE,
+            HAS_W_IN,
+            HAS_SLOPE_IN,
+            HAS_B_DW,
+            TAPS,
+            DILATION,
+            LEFT,
+            BLOCK_H,
+            BLOCK_T,
+        )
         gate = gate_tile(
             hidden_gate, row, frame, inside, hidden_gate_channel_stride, hidden_gate_frame_stride, HAS_HIDDEN_GATE
         )

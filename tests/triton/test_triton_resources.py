@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 # Shared memory that one block can have, in bytes.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # Bytes of registers that a thread may keep in memory instead: a few values outside the inner loops.
-SPILL_LIMIT = {"fused_block": 192, "depthwise_gradient": 32, "step": 32, "list_channels": 16}
+SPILL_LIMIT = {"fused_block": 192, "depthwise_gradient": 32, "step": 32, "list_channels": 16, "pointwise": 32}
 
 POINTERS = {
     torch.float32: "*fp32",
