@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dyncp_kernels._tf32 import tf32_allowed
 from dyncp_kernels.ops._checks import check_block, check_grad
@@ -84,12 +83,7 @@ def triton_implementation(op: str) -> Callable[..., Any]:
     """The op on the Triton kernels."""
     from dyncp_kernels.triton.gated_conv import gated_conv
     from dyncp_kernels.triton.gated_conv_backward import gated_conv_backward
-    from dyncp_kernels.triton.gated_conv_step import gated_conv_step
-
-    def gated_conv_step_(x: Tensor, history: Tensor, *tensors: Tensor | None, **options: Any) -> Tensor:
-        y, updated = gated_conv_step(x, history, *tensors, **options)
-        history.copy_(updated)
-        return y
+    from dyncp_kernels.triton.gated_conv_step import gated_conv_step, gated_conv_step_
 
     functions: dict[str, Callable[..., Any]] = {
         "gated_conv": gated_conv,

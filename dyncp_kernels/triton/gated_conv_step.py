@@ -1,4 +1,4 @@
-"""`gated_conv_step` on the Triton kernel."""
+"""`gated_conv_step` and `gated_conv_step_` on the Triton kernel."""
 
 from __future__ import annotations
 
@@ -7,15 +7,44 @@ from torch import Tensor
 
 from dyncp_kernels.triton.launches import kernel, tiles_of
 from dyncp_kernels.triton.step import step
-from dyncp_kernels.triton.tile_sizes import precision_of, step_tile
+from dyncp_kernels.triton.tile_sizes import StepTile, precision_of, step_tile
 
-__all__ = ["gated_conv_step"]
+__all__ = ["gated_conv_step", "gated_conv_step_"]
 
 
 def gated_conv_step(
     x: Tensor, history: Tensor, *tensors: Tensor | None, dilation: int = 1, residual: bool = True
 ) -> tuple[Tensor, Tensor]:
     """One frame; `tensors` are the ten that follow the history in :func:`dyncp_kernels.ops.gated_conv_step`."""
+    updated = torch.empty(history.shape, dtype=history.dtype, device=history.device)
+    return _launch(x, history, updated, tensors, dilation, residual), updated
+
+
+def gated_conv_step_(
+    x: Tensor, history: Tensor, *tensors: Tensor | None, dilation: int = 1, residual: bool = True
+) -> Tensor:
+    """The same, writing the new history over the old one: in the same launch where a program has all of a row's use."""
+    assert tensors[6] is not None
+    tile = _tile_of(x, history, tensors)
+    has_all = tensors[6].shape[0] <= tile.out_channels and history.shape[2] - 1 <= tile.history
+    if has_all and history.is_contiguous():
+        return _launch(x, history, history, tensors, dilation, residual)
+    y, updated = gated_conv_step(x, history, *tensors, dilation=dilation, residual=residual)
+    history.copy_(updated)
+    return y
+
+
+def _tile_of(x: Tensor, history: Tensor, tensors: tuple[Tensor | None, ...]) -> StepTile:
+    hidden_gate, w_out = tensors[0], tensors[6]
+    assert w_out is not None
+    streams, channels = x.shape
+    return step_tile(streams, channels, history.shape[1], w_out.shape[0], history.shape[2], hidden_gate is not None)
+
+
+def _launch(
+    x: Tensor, history: Tensor, updated: Tensor, tensors: tuple[Tensor | None, ...], dilation: int, residual: bool
+) -> Tensor:
+    """The output of one frame; the new history goes to `updated`, which may be the old one."""
     hidden_gate, out_gate, w_in, b_in, w_dw, b_dw, w_out, b_out, slope_in, slope_dw = tensors
     assert w_dw is not None
     assert w_out is not None
@@ -23,10 +52,9 @@ def gated_conv_step(
     hidden, taps = w_dw.shape
     out_channels = w_out.shape[0]
     y = x.new_empty(streams, out_channels)
-    updated = torch.empty(history.shape, dtype=history.dtype, device=history.device)
     if streams == 0:
-        return y, updated
-    tile = step_tile(streams, channels, hidden, out_channels, history.shape[2], hidden_gate is not None)
+        return y
+    tile = _tile_of(x, history, tensors)
     grid = (tiles_of(streams, tile.streams), tiles_of(out_channels, tile.out_channels))
     # Memory in which each program lists its open channels.
     order = x if hidden_gate is None else x.new_empty(*grid, hidden, dtype=torch.int32)
@@ -55,6 +83,7 @@ def gated_conv_step(
         TAPS=taps,
         DILATION=dilation,
         PRECISION=precision_of(x.dtype),
+        IN_PLACE=updated is history,
         BLOCK_S=tile.streams,
         BLOCK_H=tile.hidden,
         BLOCK_C=tile.channels,
@@ -64,4 +93,4 @@ def gated_conv_step(
         num_warps=tile.warps,
         num_stages=2,
     )
-    return y, updated
+    return y

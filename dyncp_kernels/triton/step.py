@@ -35,6 +35,7 @@ def append(
     row_stride,
     frame_stride,
     REACH: tl.constexpr,  # noqa: N803
+    IN_PLACE: tl.constexpr,  # noqa: N803
     BLOCK_S: tl.constexpr,  # noqa: N803
     BLOCK_R: tl.constexpr,  # noqa: N803
 ):
@@ -42,6 +43,9 @@ def append(
 
     A stream at a time, so that neighbouring threads move neighbouring frames.
     """
+    if IN_PLACE:
+        # All threads have read what the convolution needs.
+        tl.debug_barrier()
     for index in range(BLOCK_S):
         stream = first_stream + index
         old = history + stream * stream_stride + row[:, None] * row_stride
@@ -50,6 +54,8 @@ def append(
             frame = start + tl.arange(0, BLOCK_R)
             moved = row_ok[:, None] & (frame < REACH - 1)[None, :] & (stream < streams)
             kept = tl.load(old + (frame + 1)[None, :] * frame_stride, mask=moved)
+            if IN_PLACE:
+                tl.debug_barrier()
             tl.store(new + frame[None, :], kept, mask=moved)
     stream = first_stream + tl.arange(0, BLOCK_S)
     last = updated + (stream[None, :] * hidden + row[:, None]) * REACH + (REACH - 1)
@@ -72,7 +78,7 @@ def step(
     slope_dw,
     order,  # int32 (tiles of streams, blocks of output channels, hidden): room for the list of each program
     y,  # (streams, out_channels), contiguous
-    updated,  # (streams, hidden, REACH), contiguous, other memory than history
+    updated,  # (streams, hidden, REACH), contiguous: history itself with IN_PLACE, otherwise other memory
     streams,
     channels,
     hidden,
@@ -102,6 +108,7 @@ def step(
     TAPS: tl.constexpr,  # noqa: N803
     DILATION: tl.constexpr,  # noqa: N803
     PRECISION: tl.constexpr,  # noqa: N803
+    IN_PLACE: tl.constexpr,  # noqa: N803  for one block of output channels and histories of BLOCK_R frames
     BLOCK_S: tl.constexpr,  # noqa: N803
     BLOCK_H: tl.constexpr,  # noqa: N803
     BLOCK_C: tl.constexpr,  # noqa: N803
@@ -207,6 +214,7 @@ def step(
                 history_row_stride,
                 history_frame_stride,
                 REACH,
+                IN_PLACE,
                 BLOCK_S,
                 BLOCK_R,
             )
@@ -241,6 +249,7 @@ def step(
                 history_row_stride,
                 history_frame_stride,
                 REACH,
+                IN_PLACE,
                 BLOCK_S,
                 BLOCK_R,
             )

@@ -284,6 +284,7 @@ STEP_CASES = {
     "no expansion, seventeen streams": {"batch": 17, "has_w_in": False, "prelu": False},
     "one tap": {"batch": 2, "taps": 1},
     "one tap, ten streams without biases": {"batch": 10, "taps": 1, "bias": False},
+    "more outputs than a program of one launch holds": {"batch": 2, "channels": 520, "hidden": 24},
     "bfloat16": {"batch": 3, "dtype": torch.bfloat16},
     "bfloat16, ten streams": {"batch": 10, "dtype": torch.bfloat16},
     "float16, seventeen streams": {"batch": 17, "dtype": torch.float16},
@@ -315,6 +316,14 @@ def test_step_equals_reference(engine, case):
     y = engine.gated_conv_step_(x, history, *tensors, dilation=dilation)
     assert_close("y in place", expected_y, y, TOLERANCE[x.dtype])
     assert torch.equal(history, updated)
+
+
+def test_step_in_place_of_a_strided_history(engine):
+    x, tensors = step_of(engine, batch=3)
+    history = torch.randn(3, 4, 40).to(x).transpose(1, 2)
+    y, updated = gated_conv_step_reference(x, history, *tensors, dilation=2)
+    assert_close("y", y, engine.gated_conv_step_(x, history, *tensors, dilation=2), TOLERANCE[x.dtype])
+    assert_close("history", updated, history, TOLERANCE[x.dtype])
 
 
 @pytest.mark.parametrize("streams", [5, 17])

@@ -76,9 +76,9 @@ def _record(monkeypatch, dtype, channels, hidden, parts, batch=32):
         gated_conv.gated_conv(x, *gates, *weights, dilation=2)
     if "step" in parts:
         frame_gates = [gate[:, :, 0].contiguous() for gate in gates]
-        gated_conv_step.gated_conv_step(
-            x[:, :, 0].contiguous(), empty(batch, hidden, 4), *frame_gates, *weights, dilation=2
-        )
+        step_arguments = (x[:, :, 0].contiguous(), empty(batch, hidden, 4), *frame_gates, *weights)
+        gated_conv_step.gated_conv_step(*step_arguments, dilation=2)
+        gated_conv_step.gated_conv_step_(*step_arguments, dilation=2)
     if "backward" in parts:
         gated_conv_backward.gated_conv_backward(empty(*x.shape), x, *gates, *weights, dilation=2)
     return recorded.calls
@@ -163,10 +163,12 @@ def test_kernels_compile_within_the_limits(monkeypatch, tmp_path, target, dtype,
 @pytest.mark.parametrize("streams", [1, 16, 256, 4096])
 def test_step_of_any_number_of_streams_is_one_launch(monkeypatch, tmp_path, streams):
     calls = _record(monkeypatch, torch.float32, 128, 256, ("step",), batch=streams)
-    assert [function.__name__ for function, _, _ in calls] == ["step"]
-    compiled = _compile(*calls[0], 90)
-    assert _usage(compiled, tmp_path)[1] <= SPILL_LIMIT["step"]
-    assert compiled.metadata.shared <= SHARED_LIMIT[90]
+    # Once with other memory for the new history, once with the same.
+    assert [function.__name__ for function, _, _ in calls] == ["step", "step"]
+    for call in calls:
+        compiled = _compile(*call, 90)
+        assert _usage(compiled, tmp_path)[1] <= SPILL_LIMIT["step"]
+        assert compiled.metadata.shared <= SHARED_LIMIT[90]
 
 
 def test_sanitizer_watches_every_kernel(monkeypatch):
