@@ -45,7 +45,6 @@ StreamBatch::StreamBatch(const PackedHeader& model, void* state, Shape state_sha
     only_ = only;
   }
   const int64_t bytes = state_shape[state_shape.dims - 1];
-  // A state of another size fails the first check, before its neighbours are looked for where they are not.
   for (int64_t i = 0; i < streams_; ++i) {
     check_state(model, states_ + (only == nullptr ? i : only[i]) * bytes, bytes);
   }
