@@ -227,6 +227,19 @@ def run(command: list[str]) -> None:
         )
 
 
+def torch_cuda_flags(compiler: list[str], torch_root: Path) -> list[str]:
+    """What links torch's CUDA library, which is found by its name in the process that has loaded torch.
+
+    A torch without CUDA has none, so an empty one of that name stands for it.
+    """
+    if (torch_root / "lib" / "libtorch_cuda.so").exists():
+        return ["-ltorch_cuda"]
+    stub = OBJECTS / "stub" / "libtorch_cuda.so"
+    stub.parent.mkdir(parents=True, exist_ok=True)
+    run([*compiler, "-shared", "-x", "c", os.devnull, f"-Wl,-soname,{stub.name}", "-o", str(stub)])
+    return [f"-L{stub.parent}", "-Xlinker", "--no-as-needed", "-ltorch_cuda"]
+
+
 class BuildExtension(build_ext):
     """Compiles csrc/ with the plain compiler driver."""
 
@@ -280,9 +293,7 @@ class BuildExtension(build_ext):
             for source in sorted((CSRC / "cuda").glob("*.cpp"))
         ]
         changed = compile_changed(jobs, self.force)
-        libraries = ["-ltorch_cpu"]
-        if (torch_root / "lib" / "libtorch_cuda.so").exists():
-            libraries.append("-ltorch_cuda")
+        libraries = ["-ltorch_cpu", *torch_cuda_flags(compiler, torch_root)]
         link = [nvcc, "-shared", *[str(job.target) for job in jobs], f"-L{torch_root / 'lib'}", *libraries]
         self._link(link, torch_version, output, changed)
 

@@ -1,0 +1,63 @@
+"""The library of the CUDA kernels, built beside a torch without CUDA, finds torch's CUDA library where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LOAD = """
+import ctypes, sys
+torch_cuda, library = sys.argv[1:]
+if torch_cuda:
+    ctypes.CDLL(torch_cuda)  # As torch loads it: nobody else sees its symbols.
+print(ctypes.CDLL(library).answer())
+"""
+
+
+@pytest.fixture
+def setup_module():
+    spec = importlib.util.spec_from_file_location("package_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _library(compiler, path, code, *flags):
+    source = path.with_suffix(".c")
+    source.write_text(code)
+    subprocess.run([*compiler, "-shared", "-fPIC", "-x", "c", str(source), "-o", str(path), *flags], check=True)
+    return str(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="CUDA kernels are built on Linux only")
+def test_library_built_without_torchs_cuda_library_uses_the_one_of_its_process(setup_module, monkeypatch, tmp_path):
+    if setup_module.find_compiler() is None:
+        pytest.skip("no C++ compiler is installed")
+    compiler = shlex.split(setup_module.find_compiler())
+    monkeypatch.setattr(setup_module, "OBJECTS", tmp_path / "objects")
+    flags = setup_module.torch_cuda_flags(compiler, tmp_path / "torch")
+    library = _library(
+        compiler, tmp_path / "kernels.so", "int of_torch(void); int answer(void) { return of_torch(); }", *flags
+    )
+    (tmp_path / "elsewhere").mkdir()
+    real = _library(
+        *(compiler, tmp_path / "elsewhere" / "libtorch_cuda.so", "int of_torch(void) { return 42; }"),
+        "-Wl,-soname,libtorch_cuda.so",
+    )
+    found = subprocess.run([sys.executable, "-c", LOAD, real, library], capture_output=True, text=True)
+    assert found.stdout == "42\n", found.stderr
+    missing = subprocess.run([sys.executable, "-c", LOAD, "", library], capture_output=True, text=True)
+    assert "libtorch_cuda.so" in missing.stderr
+
+
+def test_torchs_own_cuda_library_is_linked_where_it_is(setup_module, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libtorch_cuda.so").touch()
+    assert setup_module.torch_cuda_flags(["c++"], tmp_path) == ["-ltorch_cuda"]
