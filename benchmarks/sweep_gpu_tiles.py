@@ -2,7 +2,8 @@
 
     python benchmarks/sweep_gpu_tiles.py [--seconds 80]
 
-Compiles everything first, in several processes, then times each kernel by itself with cold caches, the fastest first.
+Compiles everything first, in several processes, then times each kernel by itself with cold caches, the fastest first;
+`fused_block` with its lists of channels, as a whole block.
 The row called "rule" has the blocks that tile_sizes.py gives.  ``--check`` runs everything once at small sizes, under
 Triton's interpreter where TRITON_INTERPRET=1.
 """
@@ -96,18 +97,18 @@ def choices(dtype: str, batch: int, frames: int, channels: int, hidden: int, gat
     y = torch.empty_like(x)
     padded = padded_copy(x, rule, block.precision)
 
-    def with_list(tile: Any) -> Any:
-        return list_of(block.hidden_gate, tile.frames, x)
+    # Where tiles have lists of their own, all sets of blocks have the same tiles.
+    hidden_list = list_of(block.hidden_gate, rule.expand.frames, x)
 
     def fits(tile: Any) -> bool:
         return not per_tile or tile.frames == rule.expand.frames
 
     def expand(source: Tensor, tile: Any) -> None:
-        options: dict[str, Any] = {"bias": block.b_in, "activation": (block.slope_in,), "row_list": with_list(tile)}
+        options: dict[str, Any] = {"bias": block.b_in, "activation": (block.slope_in,), "row_list": hidden_list}
         convolve_pointwise(source, block.w_in, u, tile, block.precision, **options)
 
     def project(tile: Any) -> None:
-        options: dict[str, Any] = {"bias": block.b_out, "depth_list": with_list(tile), "added": x}
+        options: dict[str, Any] = {"bias": block.b_out, "depth_list": hidden_list, "added": x}
         convolve_pointwise(z, block.w_out, y, tile, block.precision, **options)
 
     products = [tile_sizes.ProductTile(*numbers) for numbers in PRODUCTS[dtype]]
@@ -118,7 +119,7 @@ def choices(dtype: str, batch: int, frames: int, channels: int, hidden: int, gat
     if padded is not x:
         yield Choice("pad_frames", partial(padded_copy, x, rule, block.precision), padded, True)
     for row_tile in dict.fromkeys((rule.depthwise, *filter(fits, (tile_sizes.RowTile(*r) for r in ROWS)))):
-        call = lambda t=row_tile: convolve_depthwise(block, u, with_list(t), t, z)  # noqa: E731
+        call = partial(convolve_depthwise, block, u, hidden_list, row_tile, z)
         yield Choice(f"depthwise {row_tile}", call, z, row_tile == rule.depthwise)
     for tile in dict.fromkeys((rule.project, *filter(fits, products))):
         yield Choice(f"project {tile}", partial(project, tile), y, tile == rule.project)

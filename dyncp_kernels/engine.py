@@ -214,7 +214,7 @@ class StreamEngine:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Instruction set, precision, sizes in bytes, number of streams, frames of each so far, crossovers in use."""
+        """Instruction set, precision, sizes in bytes, number of streams, frames of the first, crossovers in use."""
         return json.loads(torch.ops.dyncp.stream_info(self._packed, self._state))
 
     def reset(self, *, only: Streams | None = None) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -17,6 +21,25 @@ def _assert_close(name: str, ref: torch.Tensor, out: torch.Tensor, ratio: float)
     error = (out - ref).pow(2).mean().sqrt().item()
     scale = ref.pow(2).mean().sqrt().item()
     assert error <= ratio * max(scale, 1e-8), f"{name}: error {error:.3g} is above {ratio:g} of {scale:.3g}"
+
+
+def _load_script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def load_script():
+    """load_script(path): a Python file that is in no package, as a module of its own."""
+    return _load_script
+
+
+@pytest.fixture(scope="session")
+def package_setup():
+    """The package's own build."""
+    return _load_script(Path(__file__).resolve().parent.parent / "setup.py")
 
 
 @pytest.fixture(scope="session")

@@ -306,6 +306,12 @@ struct Tiles {
   }
 };
 
+template <class T, class Run>
+auto with_short_tiles(const BlockCall& p, Run run) {
+  using Product = ShortProduct<T>;
+  return p.out_channels <= 128 ? run(Tiles<Product, 128>()) : run(Tiles<Product, 256>());
+}
+
 // run(Tiles<...>()) with those of the call.
 template <class Run>
 auto with_tiles(const BlockCall& p, Run run) {
@@ -313,10 +319,9 @@ auto with_tiles(const BlockCall& p, Run run) {
     case Storage::float32:
       return p.allow_tf32 ? run(Tiles<Tf32Product, 128>()) : run(Tiles<ExactProduct, 128>());
     case Storage::float16:
-      return p.out_channels <= 128 ? run(Tiles<ShortProduct<Half>, 128>()) : run(Tiles<ShortProduct<Half>, 256>());
+      return with_short_tiles<Half>(p, run);
     default:
-      return p.out_channels <= 128 ? run(Tiles<ShortProduct<BFloat16>, 128>())
-                                   : run(Tiles<ShortProduct<BFloat16>, 256>());
+      return with_short_tiles<BFloat16>(p, run);
   }
 }
 

@@ -25,24 +25,21 @@ void check_distinct(const int64_t* only, int64_t count, int64_t streams) {
 
 }  // namespace
 
-StreamBatch::StreamBatch(const PackedHeader& model, void* state, Shape state_shape, double shift)
-    : StreamBatch(model, state, state_shape, shift, nullptr, 0) {}
-
 StreamBatch::StreamBatch(const PackedHeader& model, void* state, Shape state_shape, double shift, const int64_t* only,
                          int64_t count)
     : model_(model),
       states_(static_cast<char*>(state)),
       has_streams_(state_shape.dims == 2),
       streams_(has_streams_ ? state_shape[0] : 1),
+      only_(only),
       shift_(static_cast<float>(shift)) {
   if (state_shape.dims != 1 && state_shape.dims != 2) {
     throw std::invalid_argument("state must have shape (bytes) or (streams, bytes)");
   }
-  if (only != nullptr) {
+  if (count != kAll) {
     if (!has_streams_) throw std::invalid_argument("only needs a state of shape (streams, bytes)");
     check_distinct(only, count, streams_);
     streams_ = count;
-    only_ = only;
   }
   const int64_t bytes = state_shape[state_shape.dims - 1];
   for (int64_t i = 0; i < streams_; ++i) {

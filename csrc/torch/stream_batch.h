@@ -17,12 +17,13 @@ struct Shape {
 
 class StreamBatch {
  public:
-  // `state_shape` is (bytes) for one stream and (streams, bytes) for some in step.  Throws std::invalid_argument unless
-  // these are states of the model.
-  StreamBatch(const PackedHeader& model, void* state, Shape state_shape, double shift);
-  // Of the streams only these, in this order, which must outlive the object: distinct ones, or it throws the same.
-  StreamBatch(const PackedHeader& model, void* state, Shape state_shape, double shift, const int64_t* only,
-              int64_t count);
+  static constexpr int64_t kAll = -1;
+
+  // `state_shape` is (bytes) for one stream and (streams, bytes) for several, of which the batch has all or, in this
+  // order, the `count` different ones in `only`, which must outlive it.  Throws std::invalid_argument unless that is so
+  // and these are states of the model.
+  StreamBatch(const PackedHeader& model, void* state, Shape state_shape, double shift, const int64_t* only = nullptr,
+              int64_t count = kAll);
 
   const PackedHeader& model() const { return model_; }
   // Whether shapes of what goes in and out start with the number of streams, even of one.
@@ -49,7 +50,7 @@ class StreamBatch {
   char* states_;
   bool has_streams_;
   int64_t streams_;
-  const int64_t* only_ = nullptr;
+  const int64_t* only_;  // null: all
   float shift_;
 };
 

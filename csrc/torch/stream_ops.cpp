@@ -61,17 +61,14 @@ StreamBatch batch_of(const Check& check, const Tensor& packed, const Tensor& sta
   const auto& model = *static_cast<const PackedHeader*>(packed.const_data_ptr());
   check(packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)) && model.bytes == packed.numel(),
         DYNCP_TEXT("packed must come from stream_pack", std::to_string(packed.numel()) + " other bytes"));
-  const int64_t* streams = nullptr;
   if (only.has_value()) {
     check(only->is_cpu() && only->is_contiguous() && only->dim() == 1 && only->scalar_type() == ScalarType::Long,
           DYNCP_TEXT("only must be a contiguous 1-D int64 tensor on the CPU", shape_of(*only)));
-    // None of the streams is not the same as all of them.
-    static constexpr int64_t kNone = 0;
-    streams = only->numel() == 0 ? &kNone : static_cast<const int64_t*>(only->const_data_ptr());
   }
   return run(check.op, [&] {
-    return StreamBatch(model, state.mutable_data_ptr(), shape_view(state), shift, streams,
-                       only.has_value() ? only->numel() : 0);
+    return StreamBatch(model, state.mutable_data_ptr(), shape_view(state), shift,
+                       only ? static_cast<const int64_t*>(only->const_data_ptr()) : nullptr,
+                       only ? only->numel() : StreamBatch::kAll);
   });
 }
 

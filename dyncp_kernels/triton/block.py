@@ -13,6 +13,7 @@ from dyncp_kernels.triton.launches import (
     is_constant,
     kernel,
     list_of,
+    or_else,
     strides_of,
     tiles_of,
     vector_of,
@@ -62,10 +63,6 @@ class Block:
         self.hidden_gate_strides = strides_of(self.hidden_gate)
         self.out_gate_strides = strides_of(self.out_gate)
 
-    def or_x(self, tensor: Tensor | None) -> Tensor:
-        """The tensor, or x as a placeholder that the kernel does not touch."""
-        return self.x if tensor is None else tensor
-
     def taps_options(self) -> dict[str, int]:
         """What the kernels know of the taps when they are compiled."""
         return {"TAPS": self.taps, "DILATION": self.dilation, "LEFT": self.left}
@@ -102,7 +99,7 @@ def padded_copy(
     padded = x.new_empty(batch, channels, pitch)
     tiles = tiles_of(pitch, sizes.pad.frames)
     kernel(pad_frames)[(batch * tiles * tiles_of(channels, sizes.pad.rows),)](
-        *(x, x if gate is None else gate, x if frame_open is None else frame_open, padded, channels, tiles),
+        *(x, *or_else(x, gate, frame_open), padded, channels, tiles),
         *(*strides_of(x), *strides_of(gate), frames // vector, pitch),
         HAS_GATE=gate is not None,
         HAS_FRAME_OPEN=frame_open is not None,
@@ -139,13 +136,10 @@ def convolve_pointwise(
     tiles = tiles_of(min(x.shape[2], y_frames), tile.frames)
     x_vector = vector_of(x)
     vector = vector_of(y if other is None else other, gate)
-
-    def or_x(tensor: Tensor | None) -> Tensor:
-        return x if tensor is None else tensor
-
+    slope = None if activation is None else activation[0]
     kernel(pointwise)[(batch * tiles * tiles_of(rows, tile.rows),)](
-        *(x, w, or_x(bias), x if activation is None else or_x(activation[0]), or_x(gate), or_x(frame_open)),
-        *(or_x(other), row_list.order, row_list.count, depth_list.order, depth_list.count, y),
+        *(x, w, *or_else(x, bias, slope, gate, frame_open, other)),
+        *(row_list.order, row_list.count, depth_list.order, depth_list.count, y),
         *(rows, x.shape[1], tiles, *strides_of(x), *w.stride(), *strides_of(gate), *strides_of(other)),
         *(x.shape[2] // x_vector, y_frames // vector),
         HAS_ROW_LIST=row_list.is_list,
@@ -155,7 +149,7 @@ def convolve_pointwise(
         DEPTH_TILES=depth_list.per_tile,
         HAS_BIAS=bias is not None,
         ACTIVATE=activation is not None,
-        HAS_SLOPE=activation is not None and activation[0] is not None,
+        HAS_SLOPE=slope is not None,
         HAS_GATE=gate is not None,
         HAS_FRAME_OPEN=frame_open is not None,
         OTHER="none" if other is None else "added" if factor is None else "multiplied",
@@ -175,7 +169,7 @@ def convolve_depthwise(block: Block, u: Tensor, hidden_list: ChannelList, tile: 
     tiles = tiles_of(block.frames, tile.frames)
     vector = math.gcd(block.frames, 16)
     kernel(depthwise)[(block.batch * tiles * tiles_of(block.hidden, tile.rows),)](
-        *(u, block.or_x(block.hidden_gate), block.w_dw, block.or_x(block.b_dw), block.or_x(block.slope_dw)),
+        *(u, *or_else(u, block.hidden_gate, block.w_dw, block.b_dw, block.slope_dw)),
         *(hidden_list.order, hidden_list.count, z, block.hidden, tiles, *strides_of(u), *block.hidden_gate_strides),
         *(block.frames // vector, z.shape[2]),
         HIDDEN_TILES=hidden_list.per_tile,

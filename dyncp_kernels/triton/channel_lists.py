@@ -5,7 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["list_channels", "list_for_program"]
+__all__ = ["append_channels", "list_channels", "list_for_program"]
+
+
+@triton.jit
+def append_channels(order, channel, exists, is_open, active, channels):
+    """Put the next channels into a list, open ones from the front and others from the back; returns how many are open.
+
+    `active` of the channels before them are.
+    """
+    place = active + tl.cumsum(is_open, axis=0) - is_open
+    closed_before = channel - place
+    tl.store(order + tl.where(is_open != 0, place, channels - 1 - closed_before), channel, mask=exists)
+    return active + tl.sum(is_open, axis=0)
 
 
 @triton.jit
@@ -50,11 +62,8 @@ def list_channels(
         gates = (value != 0).to(tl.int32)
         any_open = tl.maximum(any_open, tl.max(gates, axis=0))
         is_open = tl.max(gates, axis=1)
-        place = active + tl.cumsum(is_open, axis=0) - is_open
-        closed_before = channel - place
-        tl.store(order + tl.where(is_open != 0, place, channels - 1 - closed_before), channel, mask=exists)
+        active = append_channels(order, channel, exists, is_open, active, channels)
         tl.store(opened + channel, is_open.to(tl.uint8), mask=exists)
-        active += tl.sum(is_open, axis=0)
     tl.store(count + program, active)
     tl.store(frame_open + batch * frames + frame, any_open.to(tl.uint8), mask=frame_ok)
 
@@ -81,10 +90,7 @@ def list_for_program(
             other=0,
         )
         is_open = tl.max((value != 0).to(tl.int32), axis=0)
-        place = active + tl.cumsum(is_open, axis=0) - is_open
-        closed_before = channel - place
-        tl.store(order + tl.where(is_open != 0, place, channels - 1 - closed_before), channel, mask=exists)
-        active += tl.sum(is_open, axis=0)
+        active = append_channels(order, channel, exists, is_open, active, channels)
     # Threads of the program read entries that other threads of it wrote.
     tl.debug_barrier()
     return active

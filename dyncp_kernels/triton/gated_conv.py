@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dyncp_kernels.triton.block import Block, convolve_depthwise, convolve_pointwise, multiplies, padded_copy, pitch_of
 from dyncp_kernels.triton.fused_block import fused_block
-from dyncp_kernels.triton.launches import is_constant, kernel, list_of, strides_of, tiles_of, vector_of
+from dyncp_kernels.triton.launches import is_constant, kernel, list_of, or_else, strides_of, tiles_of, vector_of
 from dyncp_kernels.triton.tile_sizes import FusedTile, forward_tiles, fused_tile
 
 __all__ = ["forward_on_chip", "gated_conv"]
@@ -45,9 +45,8 @@ def forward_on_chip(block: Block, tile: FusedTile, y: Tensor) -> None:
     hidden_list = list_of(block.hidden_gate, tile.frames, x)
     out_list = list_of(block.out_gate, tile.frames, x)
     kernel(fused_block)[(block.batch * tiles,)](
-        *(x, block.or_x(block.hidden_gate), block.or_x(block.out_gate), block.or_x(block.w_in)),
-        *(block.or_x(block.b_in), block.w_dw, block.or_x(block.b_dw), block.w_out, block.or_x(block.b_out)),
-        *(block.or_x(block.slope_in), block.or_x(block.slope_dw)),
+        *(x, *or_else(x, block.hidden_gate, block.out_gate, block.w_in, block.b_in), block.w_dw),
+        *or_else(x, block.b_dw, block.w_out, block.b_out, block.slope_in, block.slope_dw),
         *(hidden_list.frame_open, hidden_list.order, hidden_list.count, out_list.opened, y),
         *(block.channels, block.hidden, block.out_channels, block.frames // vector, tiles),
         *(*strides_of(x), *block.hidden_gate_strides, *block.out_gate_strides),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dyncp_kernels.triton.block import Block, convolve_pointwise, padded_copy, pitch_of
 from dyncp_kernels.triton.depthwise_gradient import depthwise_gradient, expansion_gradient
-from dyncp_kernels.triton.launches import is_constant, kernel, list_of, strides_of, tiles_of, vector_of
+from dyncp_kernels.triton.launches import is_constant, kernel, list_of, or_else, strides_of, tiles_of, vector_of
 from dyncp_kernels.triton.tile_sizes import ProductTile, gradient_tiles
 from dyncp_kernels.triton.weight_gradient import weight_gradient
 
@@ -57,11 +57,11 @@ def gated_conv_backward(
         frame_open = (block.hidden_gate != 0).any(1).to(torch.uint8).expand(block.batch, block.frames).contiguous()
 
     pitch = pitch_of(block.frames)
-    padded_x = padded_copy(x, sizes.forward, block.precision)
     # The gradient that reaches the branch: nothing where an output channel or all hidden ones are closed.
     grad_branch = padded_copy(grad, sizes.forward, block.precision, block.out_gate, frame_open)
-    a = x
+    a = padded_x = x
     if block.w_in is not None:
+        padded_x = padded_copy(x, sizes.forward, block.precision)
         a = x.new_empty(block.batch, block.hidden, pitch)
         convolve_pointwise(
             *(padded_x, block.w_in, a, sizes.forward.expand, block.precision), bias=block.b_in, row_list=hidden_list
@@ -81,7 +81,7 @@ def gated_conv_backward(
     programs = block.batch * tiles
     grad_row = x.new_zeros(block.taps + 2, programs, block.hidden, dtype=torch.float32)
     grad_slope = x.new_zeros(programs, block.hidden, dtype=torch.float32)
-    gate_or_x, slope_in, slope_dw = (block.or_x(t) for t in (block.hidden_gate, block.slope_in, block.slope_dw))
+    gate, slope_in, b_dw, slope_dw = or_else(x, block.hidden_gate, block.slope_in, block.b_dw, block.slope_dw)
     vector = math.gcd(block.frames, 16)
     lengths = (*strides_of(a), *block.hidden_gate_strides, block.frames // vector, pitch)
     options = {
@@ -99,7 +99,7 @@ def gated_conv_backward(
     }
     grid = (programs * tiles_of(block.hidden, sizes.rows.rows),)
     kernel(depthwise_gradient)[grid](
-        *(a, grad_z, gate_or_x, block.w_dw, block.or_x(block.b_dw), slope_in, slope_dw),
+        *(a, grad_z, gate, block.w_dw, b_dw, slope_in, slope_dw),
         *(hidden_list.order, hidden_list.count, z, grad_c, grad_gate, grad_row),
         *(block.hidden, tiles, programs, *lengths),
         HAS_B_DW=block.b_dw is not None,
@@ -107,7 +107,7 @@ def gated_conv_backward(
         **options,
     )
     kernel(expansion_gradient)[grid](
-        *(a, gate_or_x, block.w_dw, slope_in, hidden_list.order, hidden_list.count),
+        *(a, gate, block.w_dw, slope_in, hidden_list.order, hidden_list.count),
         *(grad_c, grad_a, grad_gate, grad_slope, block.hidden, tiles, *lengths),
         **options,
     )

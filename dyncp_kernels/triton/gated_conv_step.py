@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dyncp_kernels.triton.launches import kernel, tiles_of
+from dyncp_kernels.triton.launches import kernel, or_else, tiles_of
 from dyncp_kernels.triton.step import step
 from dyncp_kernels.triton.tile_sizes import StepTile, precision_of, step_tile
 
@@ -17,32 +17,41 @@ def gated_conv_step(
 ) -> tuple[Tensor, Tensor]:
     """One frame; `tensors` are the ten that follow the history in :func:`dyncp_kernels.ops.gated_conv_step`."""
     updated = torch.empty(history.shape, dtype=history.dtype, device=history.device)
-    return _launch(x, history, updated, tensors, dilation, residual), updated
+    return _launch(x, history, updated, _tile_of(x, history, tensors), tensors, dilation, residual), updated
 
 
 def gated_conv_step_(
     x: Tensor, history: Tensor, *tensors: Tensor | None, dilation: int = 1, residual: bool = True
 ) -> Tensor:
     """The same, writing the new history over the old one: in the same launch where a program has all of a row's use."""
-    assert tensors[6] is not None
     tile = _tile_of(x, history, tensors)
-    has_all = tensors[6].shape[0] <= tile.out_channels and history.shape[2] - 1 <= tile.history
+    has_all = _rows_of(tensors[6]) <= tile.out_channels and history.shape[2] - 1 <= tile.history
     if has_all and history.is_contiguous():
-        return _launch(x, history, history, tensors, dilation, residual)
+        return _launch(x, history, history, tile, tensors, dilation, residual)
     y, updated = gated_conv_step(x, history, *tensors, dilation=dilation, residual=residual)
     history.copy_(updated)
     return y
 
 
+def _rows_of(weight: Tensor | None) -> int:
+    assert weight is not None
+    return weight.shape[0]
+
+
 def _tile_of(x: Tensor, history: Tensor, tensors: tuple[Tensor | None, ...]) -> StepTile:
-    hidden_gate, w_out = tensors[0], tensors[6]
-    assert w_out is not None
     streams, channels = x.shape
-    return step_tile(streams, channels, history.shape[1], w_out.shape[0], history.shape[2], hidden_gate is not None)
+    _, hidden, reach = history.shape
+    return step_tile(streams, channels, hidden, _rows_of(tensors[6]), reach, is_gated=tensors[0] is not None)
 
 
 def _launch(
-    x: Tensor, history: Tensor, updated: Tensor, tensors: tuple[Tensor | None, ...], dilation: int, residual: bool
+    x: Tensor,
+    history: Tensor,
+    updated: Tensor,
+    tile: StepTile,
+    tensors: tuple[Tensor | None, ...],
+    dilation: int,
+    residual: bool,
 ) -> Tensor:
     """The output of one frame; the new history goes to `updated`, which may be the old one."""
     hidden_gate, out_gate, w_in, b_in, w_dw, b_dw, w_out, b_out, slope_in, slope_dw = tensors
@@ -54,18 +63,13 @@ def _launch(
     y = x.new_empty(streams, out_channels)
     if streams == 0:
         return y
-    tile = _tile_of(x, history, tensors)
     grid = (tiles_of(streams, tile.streams), tiles_of(out_channels, tile.out_channels))
     # Memory in which each program lists its open channels.
     order = x if hidden_gate is None else x.new_empty(*grid, hidden, dtype=torch.int32)
-
-    def or_x(tensor: Tensor | None) -> Tensor:
-        return x if tensor is None else tensor.contiguous()
-
+    b_in, b_dw, b_out = (None if bias is None else bias.contiguous() for bias in (b_in, b_dw, b_out))
     kernel(step)[grid](
-        *(x, history, x if hidden_gate is None else hidden_gate, x if out_gate is None else out_gate),
-        *(x if w_in is None else w_in, or_x(b_in), w_dw.contiguous(), or_x(b_dw), w_out, or_x(b_out)),
-        *(or_x(slope_in), or_x(slope_dw)),
+        *(x, history, *or_else(x, hidden_gate, out_gate, w_in, b_in), w_dw.contiguous()),
+        *or_else(x, b_dw, w_out, b_out, slope_in, slope_dw),
         *(order, y, updated, streams, channels, hidden, out_channels, *x.stride(), *history.stride()),
         *((0, 0) if hidden_gate is None else hidden_gate.stride()),
         *((0, 0) if out_gate is None else out_gate.stride()),

@@ -12,7 +12,7 @@ from torch.library import wrap_triton
 from dyncp_kernels.triton.channel_lists import list_channels
 from dyncp_kernels.triton.tile_sizes import list_tile
 
-__all__ = ["ChannelList", "is_constant", "kernel", "list_of", "strides_of", "tiles_of", "vector_of"]
+__all__ = ["ChannelList", "is_constant", "kernel", "list_of", "or_else", "strides_of", "tiles_of", "vector_of"]
 
 
 def kernel(function: Any) -> Any:
@@ -25,6 +25,11 @@ def kernel(function: Any) -> Any:
 def tiles_of(frames: int, span: int) -> int:
     """Tiles of `span` frames that cover `frames`."""
     return (frames + span - 1) // span
+
+
+def or_else(placeholder: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """The tensors, with one that the kernel does not touch in place of each that is absent."""
+    return tuple([placeholder if tensor is None else tensor for tensor in tensors])
 
 
 def strides_of(tensor: Tensor | None, count: int = 3) -> tuple[int, ...]:

@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,8 @@ pytest.importorskip("soundfile")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "record_masks.py"
 
 
-def test_masks_of_a_model_are_recorded_at_the_wished_densities(tmp_path):
-    spec = importlib.util.spec_from_file_location("record_masks", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-
+def test_masks_of_a_model_are_recorded_at_the_wished_densities(tmp_path, load_script):
+    script = load_script(SCRIPT)
     torch.manual_seed(0)
     model = ConvFSENet(channels=16, hidden=24, stacks=1, site="hidden").eval()
     for block in model.blocks:

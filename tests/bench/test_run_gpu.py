@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -12,16 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def script():
-    return _load(ROOT / "benchmarks" / "run_gpu.py")
+def script(load_script):
+    return load_script(ROOT / "benchmarks" / "run_gpu.py")
 
 
 HANGS = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); time.sleep(60)"
@@ -121,8 +113,8 @@ def test_without_time_left_nothing_is_measured(dry):
     assert status == 1
 
 
-def test_checks_that_cannot_run_are_told_from_checks_that_found_something():
-    sanitize = _load(ROOT / "tests" / "gpu" / "sanitize.py")
+def test_checks_that_cannot_run_are_told_from_checks_that_found_something(load_script):
+    sanitize = load_script(ROOT / "tests" / "gpu" / "sanitize.py")
     assert sanitize.outcome("memcheck", 0, "3 passed") == (True, "compute-sanitizer memcheck: nothing found")
     assert sanitize.outcome("racecheck", 9, "hazard")[0] is False
     assert sanitize.outcome("memcheck", 1, "2 failed, 1 passed")[0] is False

@@ -1,6 +1,5 @@
 """The core alone: compiled without torch and Python, run natively and as NEON code under emulation."""
 
-import importlib.util
 import shlex
 import shutil
 import subprocess
@@ -21,17 +20,6 @@ PARTS = ["stream", "offline"]  # of the core, each with a self-test
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
 
-def load_setup():
-    """The package's own build."""
-    spec = importlib.util.spec_from_file_location("package_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-SETUP = load_setup()
-
-
 def run_self_test(part: str, folder: Path, build: list, objects: list[str], run: list, arguments: list[str]) -> str:
     """What the self-test of a part prints; `build` is the compiler with flags, `run` what starts the program."""
     source, program = Path(__file__).with_name(f"{part}_self_test.cpp"), folder / "self_test"
@@ -43,29 +31,30 @@ def run_self_test(part: str, folder: Path, build: list, objects: list[str], run:
 
 
 @pytest.fixture(scope="module")
-def compiler():
+def compiler(package_setup):
     """The compiler of the package's own build, with the flags that its objects ask for."""
-    found = SETUP.find_compiler()
+    found = package_setup.find_compiler()
     if found is None:
         pytest.skip("a C++ compiler is needed to build the core")
-    return [*shlex.split(found), *SETUP.further_flags()]
+    return [*shlex.split(found), *package_setup.further_flags()]
 
 
 @pytest.fixture(scope="module")
-def native_objects():
+def native_objects(package_setup):
     """The objects of the core in the package's own build, brought up to date."""
-    jobs = SETUP.core_jobs(shlex.split(SETUP.find_compiler()))
-    with SETUP.building():
-        SETUP.compile_changed(jobs)
+    jobs = package_setup.core_jobs(shlex.split(package_setup.find_compiler()))
+    with package_setup.building():
+        package_setup.compile_changed(jobs)
     return [str(job.target) for job in jobs]
 
 
 @pytest.fixture(scope="module")
-def arm_objects(tmp_path_factory):
+def arm_objects(tmp_path_factory, package_setup):
     """Those for aarch64, where every warning is an error."""
     folder = tmp_path_factory.mktemp("arm")
-    jobs = [job._replace(flags=[*job.flags, *WARNINGS]) for job in SETUP.core_jobs([ARM_COMPILER], "aarch64", folder)]
-    SETUP.compile_changed(jobs)
+    plain = package_setup.core_jobs([ARM_COMPILER], "aarch64", folder)
+    jobs = [job._replace(flags=[*job.flags, *WARNINGS]) for job in plain]
+    package_setup.compile_changed(jobs)
     return [str(job.target) for job in jobs]
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
 
 LOAD = """
 import ctypes, sys
@@ -21,14 +17,6 @@ print(ctypes.CDLL(library).answer())
 """
 
 
-@pytest.fixture
-def setup_module():
-    spec = importlib.util.spec_from_file_location("package_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _library(compiler, path, code, *flags):
     source = path.with_suffix(".c")
     source.write_text(code)
@@ -37,12 +25,12 @@ def _library(compiler, path, code, *flags):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="CUDA kernels are built on Linux only")
-def test_library_built_without_torchs_cuda_library_uses_the_one_of_its_process(setup_module, monkeypatch, tmp_path):
-    if setup_module.find_compiler() is None:
+def test_library_built_without_torchs_cuda_library_uses_the_one_of_its_process(package_setup, monkeypatch, tmp_path):
+    if package_setup.find_compiler() is None:
         pytest.skip("no C++ compiler is installed")
-    compiler = shlex.split(setup_module.find_compiler())
-    monkeypatch.setattr(setup_module, "OBJECTS", tmp_path / "objects")
-    flags = setup_module.torch_cuda_flags(compiler, tmp_path / "torch")
+    compiler = shlex.split(package_setup.find_compiler())
+    monkeypatch.setattr(package_setup, "OBJECTS", tmp_path / "objects")
+    flags = package_setup.torch_cuda_flags(compiler, tmp_path / "torch")
     library = _library(
         compiler, tmp_path / "kernels.so", "int of_torch(void); int answer(void) { return of_torch(); }", *flags
     )
@@ -57,7 +45,7 @@ def test_library_built_without_torchs_cuda_library_uses_the_one_of_its_process(s
     assert "libtorch_cuda.so" in missing.stderr
 
 
-def test_torchs_own_cuda_library_is_linked_where_it_is(setup_module, tmp_path):
+def test_torchs_own_cuda_library_is_linked_where_it_is(package_setup, tmp_path):
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libtorch_cuda.so").touch()
-    assert setup_module.torch_cuda_flags(["c++"], tmp_path) == ["-ltorch_cuda"]
+    assert package_setup.torch_cuda_flags(["c++"], tmp_path) == ["-ltorch_cuda"]
