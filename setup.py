@@ -23,13 +23,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -179,6 +179,54 @@ def host_flags(compiler: list[str]) -> list[str]:
     return flags
 
 
+def build_core(compiler: list[str], folder: Path, objects: Path | None = None, extra: Sequence[str] = ()) -> None:
+    """Build the core and its C example for the compiler's target, without torch and Python.
+
+    Writes libdyncp.a, dyncp.h and enhance_wav; `extra` are further flags of every step.
+    """
+
+    def ask(question: str) -> str:
+        return subprocess.run([*compiler, question], capture_output=True, text=True, check=True).stdout.strip()
+
+    target = ask("-dumpmachine")
+    machine = target.partition("-")[0]
+    if objects is None:
+        objects = OBJECTS if machine == platform.machine() else OBJECTS / target
+    objects.mkdir(parents=True, exist_ok=True)
+    jobs = [job._replace(flags=[*job.flags, *extra]) for job in core_jobs(compiler, machine, objects)]
+    compile_changed(jobs)
+    folder.mkdir(parents=True, exist_ok=True)
+    library, example = folder / "libdyncp.a", folder / "enhance_wav"
+    library.unlink(missing_ok=True)
+    run([ask("-print-prog-name=ar"), "rcs", str(library), *[str(job.target) for job in jobs]])
+    shutil.copy(CSRC / "core" / "dyncp.h", folder)
+    source = str(CSRC / "example" / "enhance_wav.c")
+    run([*compiler, "-O2", f"-I{CSRC}", *extra, "-x", "c", "-std=c99", "-c", source, "-o", f"{example}.o"])
+    run([*compiler, *further_flags(), *extra, f"{example}.o", str(library), "-o", str(example)])
+    os.remove(f"{example}.o")
+
+
+class BuildCore(Command):
+    """`python setup.py build_core --folder FOLDER`: the library for programs in C; CXX may be a cross compiler."""
+
+    user_options: ClassVar = [("folder=", None, "where the library, the header and the example go")]
+
+    def initialize_options(self) -> None:
+        """Default: below build/."""
+        self.folder = str(ROOT / "build" / "core")
+
+    def finalize_options(self) -> None:
+        """Nothing depends on other commands."""
+
+    def run(self) -> None:
+        """Build with the compiler that is found."""
+        compiler = find_compiler()
+        if compiler is None:
+            raise RuntimeError("building the core needs a C++ compiler (got none)")
+        with building():
+            build_core(shlex.split(compiler), Path(self.folder))
+
+
 @contextmanager
 def building() -> Iterator[None]:
     """One build at a time uses the objects."""
@@ -317,17 +365,13 @@ class BuildExtension(build_ext):
         os.replace(fresh, output)
         stamp.write_text(f"{signature} {output}")
 
-    def get_source_files(self) -> list[str]:
-        """Headers and sources, so that a source distribution can be built from."""
-        return [str(path.relative_to(ROOT)) for path in sorted(CSRC.rglob("*")) if path.is_file()]
-
 
 def main() -> None:
     """Build with the extension where that is possible, and say why where it is not."""
     reason = reason_for_no_extension()
     if reason is not None:
         print(f"dyncp_kernels: installing without the native extension: {reason}.", file=sys.stderr, flush=True)
-        setup()
+        setup(cmdclass={"build_core": BuildCore})
         return
     names = ["_C"]
     if builds_cuda():
@@ -338,7 +382,7 @@ def main() -> None:
         print("dyncp_kernels: no Python.h here, so streams are called through torch's dispatcher.", file=sys.stderr)
     setup(
         ext_modules=[Extension(f"dyncp_kernels.{name}", sources=[], py_limited_api=True) for name in names],
-        cmdclass={"build_ext": BuildExtension},
+        cmdclass={"build_core": BuildCore, "build_ext": BuildExtension},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )
 

@@ -16,9 +16,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; it takes that name when the block ends without an exception.
 
     What stood at ``path`` before stays as it was until then, and for good when the block fails.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder must exist (got no folder)")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         yield part
         os.replace(part, path)

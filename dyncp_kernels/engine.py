@@ -279,7 +279,7 @@ class StreamEngine:
         """
         if isinstance(samples, np.ndarray):
             given = torch.from_numpy(np.require(samples, requirements=["C", "W"]))
-            return self.push_hop(given, only=only).numpy()
+            return self.push_hop(given, out, only=only).numpy()
         if _enhance is not None and only is None and not is_dynamo_compiling():
             enhanced = _enhance(self._packed, self._state, samples, out, self.shift)
             if enhanced is not None:
@@ -297,8 +297,8 @@ class StreamEngine:
         """As :meth:`push_hop` for samples that nobody has checked yet; with ``streams=1`` they may be (n * hop,), too.
 
         Returns:
-            As many samples of the same kind and shape; None, with nothing done, when the samples are not finite float32
-            numbers in one piece on the CPU of whole hops, or the package was built without Python's headers.
+            As many samples of the same kind and shape; None, with nothing done, when the samples are not float32
+            numbers in range in one piece on the CPU of whole hops, or the package was built without Python's headers.
         """
         if _enhance_finite is None or is_dynamo_compiling():
             return None

@@ -1,5 +1,6 @@
 #include "core/dyncp.h"
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -46,6 +47,7 @@ dyncp_status guarded(dyncp_status invalid, const Body& body) noexcept {
 
 struct dyncp_model {
   std::shared_ptr<void> packed;
+  std::vector<dyncp::CalibrationPoint> calibration;
   const dyncp::PackedHeader& header() const { return *static_cast<const dyncp::PackedHeader*>(packed.get()); }
 };
 
@@ -58,6 +60,16 @@ struct dyncp_stream {
 };
 
 namespace {
+
+// The shift for a share of kept channels: linear between the points, and that of the nearest one outside.
+float shift_for_budget(const std::vector<dyncp::CalibrationPoint>& points, double share) {
+  const auto above = std::find_if(points.begin(), points.end(), [&](const auto& point) { return point.share >= share; });
+  if (above == points.begin()) return static_cast<float>(points.front().shift);
+  if (above == points.end()) return static_cast<float>(points.back().shift);
+  const auto below = above - 1;
+  const double slope = (above->shift - below->shift) / (above->share - below->share);
+  return static_cast<float>(slope * (share - below->share) + below->shift);
+}
 
 // Whether these are different streams of one model.
 bool fit_together(dyncp_stream* const* streams, int64_t count) {
@@ -115,6 +127,7 @@ dyncp_status dyncp_model_parse(const void* bytes, int64_t count, const char* pre
     auto made = std::make_unique<dyncp_model>();
     made->packed = dyncp::allocate(dyncp::packed_bytes(file.view, kind));
     dyncp::pack_model(file.view, kind, made->packed.get());
+    made->calibration = file.calibration;
     *model = made.release();
   });
 }
@@ -185,6 +198,17 @@ dyncp_status dyncp_stream_set_shift(dyncp_stream* stream, float shift) {
     return report(DYNCP_INVALID_ARGUMENT, "dyncp_stream_set_shift: stream must not be null nor shift NaN");
   }
   stream->shift = shift;
+  return DYNCP_OK;
+}
+
+dyncp_status dyncp_stream_set_budget(dyncp_stream* stream, float share) {
+  if (stream == nullptr || !(share >= 0.0f && share <= 1.0f)) {
+    return report(DYNCP_INVALID_ARGUMENT, "dyncp_stream_set_budget: stream must not be null, and share from 0 to 1");
+  }
+  if (stream->model.calibration.empty()) {
+    return report(DYNCP_INVALID_ARGUMENT, "dyncp_stream_set_budget: the model must have gates and a calibration");
+  }
+  stream->shift = shift_for_budget(stream->model.calibration, share);
   return DYNCP_OK;
 }
 

@@ -49,7 +49,7 @@ DYNCP_API const char* dyncp_last_error(void);
 /* Instruction set in use: "portable", "avx2", "avx512", "avx512vnni", "amx" or "neon". */
 DYNCP_API const char* dyncp_active_instruction_set(void);
 
-/* Loads a folded model (dyncp_kernels.engine.save_folded writes one).  precision of the large weights: "float32",
+/* Loads a folded model (`dyncp export` writes one).  precision of the large weights: "float32",
  * "float16", "bfloat16", "int8" or "int24" (scaled per output channel); sums are always as exact as in float32. */
 DYNCP_API dyncp_status dyncp_model_load(const char* path, const char* precision, dyncp_model** model);
 DYNCP_API dyncp_status dyncp_model_parse(const void* bytes, int64_t count, const char* precision, dyncp_model** model);
@@ -67,6 +67,10 @@ DYNCP_API dyncp_status dyncp_stream_reset(dyncp_stream* stream);
 /* Added to every gate score from the next frame on: above 0 keeps more channels than the model was trained for, below 0
  * fewer.  0 at the start. */
 DYNCP_API dyncp_status dyncp_stream_set_shift(dyncp_stream* stream, float shift);
+
+/* The same by the share of channels to keep, 0 to 1, with the model's calibration.  A network keeps its quality in the
+ * range of budgets that it was trained for. */
+DYNCP_API dyncp_status dyncp_stream_set_budget(dyncp_stream* stream, float share);
 
 /* bins features (|X| + 1e-9) ^ c of one frame to bins mask values in (0, 1). */
 DYNCP_API dyncp_status dyncp_stream_push_frame(dyncp_stream* stream, const float* features, float* mask);

@@ -108,6 +108,21 @@ Parsed parse_config(const Json& json) {
   return parsed;
 }
 
+std::vector<CalibrationPoint> parse_calibration(const Json& json) {
+  std::vector<CalibrationPoint> points;
+  bool is_valid = json.kind == Json::Kind::array;
+  for (const Json& pair : json.items) {
+    is_valid = is_valid && pair.items.size() == 2 && pair.items[0].kind == Json::Kind::number &&
+               pair.items[1].kind == Json::Kind::number && std::isfinite(pair.items[1].number);
+    if (!is_valid) break;
+    points.push_back({pair.items[0].number, pair.items[1].number});
+    // A share that is not a number is none that is larger, either.
+    is_valid = points.size() == 1 || points.back().share > points[points.size() - 2].share;
+  }
+  if (!is_valid) fail("calibration must be pairs of a share and a shift, shares rising");
+  return points;
+}
+
 // The tensors of a file by name, checked against the shape that the geometry asks for.
 class Tensors {
  public:
@@ -168,10 +183,14 @@ FoldedFile parse_folded_file(const uint8_t* bytes, int64_t count) {
   if (format == nullptr || format->string != "dyncp-folded-1" || config == nullptr) {
     fail("must be a folded model: metadata with format dyncp-folded-1 and a config");
   }
-  const Parsed parsed = parse_config(parse(config->string.data(), config->string.data() + config->string.size()));
+  const auto parse_text = [](const std::string& json) { return parse(json.data(), json.data() + json.size()); };
+  const Parsed parsed = parse_config(parse_text(config->string));
   const Geometry& g = parsed.geometry;
   FoldedFile file;
   file.view.geometry = g;
+  if (const Json* calibration = metadata->find("calibration")) {
+    file.calibration = parse_calibration(parse_text(calibration->string));
+  }
   Tensors tensors(header, bytes + 8 + length, count - 8 - static_cast<int64_t>(length), file.copies);
   file.view.front_weight = tensors.take("front.weight", {g.channels, g.bins});
   file.view.front_bias = tensors.take("front.bias", {g.channels});

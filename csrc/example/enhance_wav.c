@@ -1,7 +1,8 @@
 /* Enhances a mono WAV file (16-bit or 32-bit float) with a folded model, hop by hop as a device would.
  *
- *   enhance_wav MODEL INPUT.wav OUTPUT.wav [PRECISION [SHIFT]]
+ *   enhance_wav MODEL INPUT.wav OUTPUT.wav [PRECISION [BUDGET]]
  *
+ * BUDGET is the share of a gated model's channels to keep, from 0 to 1; without it, what the model was trained for.
  * The output is 32-bit float, as long as the input and aligned with it. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -104,7 +105,6 @@ static int enhance(dyncp_stream* stream, dyncp_info info, const float* samples, 
 
 int main(int count, char** arguments) {
   const char* precision = count > 4 ? arguments[4] : "float32";
-  const float shift = count > 5 ? (float)atof(arguments[5]) : 0.0f;
   dyncp_model* model = NULL;
   dyncp_stream* stream = NULL;
   float *samples = NULL, *enhanced = NULL;
@@ -112,14 +112,15 @@ int main(int count, char** arguments) {
   uint32_t rate = 0;
   int status = 1;
   if (count < 4 || count > 6) {
-    fprintf(stderr, "usage: enhance_wav MODEL INPUT.wav OUTPUT.wav [PRECISION [SHIFT]]\n");
+    fprintf(stderr, "usage: enhance_wav MODEL INPUT.wav OUTPUT.wav [PRECISION [BUDGET]]\n");
     return 2;
   }
   samples = read_wav(arguments[2], &length, &rate);
   if (samples != NULL) enhanced = malloc((length + 1) * sizeof(float));
   if (enhanced == NULL) goto done;
   if (dyncp_model_load(arguments[1], precision, &model) != DYNCP_OK ||
-      dyncp_stream_create(model, &stream) != DYNCP_OK || dyncp_stream_set_shift(stream, shift) != DYNCP_OK) {
+      dyncp_stream_create(model, &stream) != DYNCP_OK ||
+      (count > 5 && dyncp_stream_set_budget(stream, (float)atof(arguments[5])) != DYNCP_OK)) {
     fprintf(stderr, "%s: %s\n", arguments[1], dyncp_last_error());
     goto done;
   }

@@ -30,15 +30,16 @@ int call(int64_t (StreamBatch::*count)(Shape) const,
   }
 }
 
-bool are_finite(const float* values, int64_t count) {
-  constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
+// Whether all are numbers of at most 1e6 full scales, more than which overflows on its way through a network.
+bool are_in_range(const float* values, int64_t count) {
+  constexpr int32_t kMagnitude = 0x7fffffff, kMillion = 0x49742400;
   int32_t most = 0;
   for (int64_t i = 0; i < count; ++i) {
     int32_t bits;
     std::memcpy(&bits, values + i, sizeof(bits));
     most = std::max(most, bits & kMagnitude);
   }
-  return most < kInfinity;
+  return most <= kMillion;
 }
 
 }  // namespace
@@ -53,13 +54,13 @@ extern "C" DYNCP_API int dyncp_call_enhance(const void* packed, void* state, Sha
   return call(&StreamBatch::hops_of, &StreamBatch::enhance, packed, state, state_shape, values, shape, shift, enhanced);
 }
 
-// The same for samples from outside: finite ones.  With a state (1, bytes) they may be (count), too.
+// The same for samples from outside: those in range.  With a state (1, bytes) they may be (count), too.
 extern "C" DYNCP_API int dyncp_call_enhance_finite(const void* packed, void* state, Shape state_shape,
                                                    const float* values, Shape shape, double shift, float* enhanced) {
   int64_t count = 1;
   for (int64_t i = 0; i < shape.dims; ++i) count *= shape[i];
   const int64_t of_one_stream[] = {1, count};
   if (state_shape.dims == 2 && shape.dims == 1) shape = {of_one_stream, 2};
-  if (!are_finite(values, count)) return 0;
+  if (!are_in_range(values, count)) return 0;
   return dyncp_call_enhance(packed, state, state_shape, values, shape, shift, enhanced);
 }

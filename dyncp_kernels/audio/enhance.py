@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dyncp_kernels.audio import stft as transform
+from dyncp_kernels.audio.files import LARGEST_SAMPLE
 from dyncp_kernels.nn.calibrate import shift_for_budget
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Samples = TypeVar("Samples", Tensor, "np.ndarray[Any, Any]")
 
-__all__ = ["checked_samples", "enhance", "model_device"]
+__all__ = ["checked_samples", "enhance", "model_device", "within_range"]
 
 _FLOATS = frozenset((torch.float32, torch.float64, np.dtype(np.float32), np.dtype(np.float64)))
 
@@ -50,7 +50,8 @@ def enhance(
 
     Raises:
         TypeError: samples are no array, or neither float32 nor float64.
-        ValueError: another shape, NaN or infinity, a model in training mode, or a budget that the model cannot follow.
+        ValueError: another shape, NaN, infinity or absurdly large samples, a model in training mode, or a budget that
+            the model cannot follow.
     """
     if model.training:
         raise ValueError("enhance: model must be in eval mode (got training mode)")
@@ -89,8 +90,7 @@ def checked_samples(samples: Any, name: str) -> tuple[Tensor, Any]:
     # Torch warns about memory that must not be written to.
     tensor = torch.from_numpy(np.require(samples, requirements=["C", "W"])) if is_numpy else samples.detach()
     batch = (tensor if tensor.ndim == 2 else tensor[None]).float()
-    if not _all_finite(batch):
-        raise ValueError(f"{name}: samples must be finite (got NaN or infinity)")
+    _check_range(batch, name)
 
     def restore(result: Tensor) -> Any:
         shaped = result if tensor.ndim == 2 else result[0]
@@ -101,10 +101,16 @@ def checked_samples(samples: Any, name: str) -> tuple[Tensor, Any]:
     return batch, restore
 
 
-def _all_finite(samples: Tensor) -> bool:
-    if samples.is_cpu:
-        # One quick sum, for streams: it is finite unless a sample is not, or it overflows.
-        values = samples.numpy()
-        if math.isfinite(np.vdot(values, values)):
-            return True
-    return bool(torch.isfinite(samples).all())
+def within_range(values: np.ndarray[Any, Any]) -> bool:
+    """Whether one quick sum shows that no sample is NaN or too large; False where it cannot tell."""
+    return bool(np.vdot(values, values) <= LARGEST_SAMPLE**2)
+
+
+def _check_range(samples: Tensor, name: str) -> None:
+    if (samples.is_cpu and within_range(samples.numpy())) or not samples.numel():
+        return
+    if not torch.isfinite(samples).all():
+        raise ValueError(f"{name}: samples must be finite (got NaN or infinity)")
+    peak = samples.abs().max().item()
+    if peak > LARGEST_SAMPLE:
+        raise ValueError(f"{name}: samples must be within {LARGEST_SAMPLE:.0e} times full scale (got {peak:.3g})")

@@ -20,9 +20,13 @@ from dyncp_kernels._optional import require
 SUFFIXES = (".flac", ".ogg", ".wav")
 """Suffixes that can be written, and that are looked for in folders."""
 
+LARGEST_SAMPLE = 1e6
+"""In full scales: far beyond any recording, far below what overflows on its way through a network."""
+
 _DEFAULT_SUBTYPE = {".flac": "PCM_16", ".ogg": "VORBIS", ".wav": "PCM_16"}
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
-_UNKNOWN_LENGTH = 0xFFFFFFFF  # what writers to a pipe put in a RIFF header: the data runs to the end of the file
+_LARGEST_LENGTH = 0xFFFFFFFF  # in a RIFF header; RF64 files say so, and have the real one elsewhere
+_UNKNOWN_LENGTH = 0x7FFFF000  # what writers to a pipe put there is this or more: the data runs to the end of the file
 _ENDLESS = 1 << 62  # libsndfile's count for a FLAC header without one, which it cannot read in blocks
 _BLOCK = 1 << 16  # frames per call: libsndfile's Vorbis encoder takes stack in proportion to them
 
@@ -74,7 +78,7 @@ def read_audio(
 
     Raises:
         AudioFileError: the file is missing, no file, empty, no audio, truncated (its header promises more frames than
-            can be decoded, or an Ogg stream lacks its end), or holds NaN or infinity.
+            can be decoded, or an Ogg stream lacks its end), or holds NaN, infinity or absurdly large samples.
         ValueError: ``sample_rate`` is not positive.
     """
     if sample_rate is not None and sample_rate <= 0:
@@ -96,6 +100,9 @@ def read_audio(
     bad = np.flatnonzero(~np.isfinite(samples).all(axis=1))
     if bad.size:
         raise AudioFileError(path, "samples must be finite", f"NaN or infinity in {bad.size} frames, first {bad[0]}")
+    peak = float(np.abs(samples).max())
+    if peak > LARGEST_SAMPLE:
+        raise AudioFileError(path, f"samples must be within {LARGEST_SAMPLE:.0e} times full scale", f"{peak:.3g}")
     planar = np.ascontiguousarray(samples.T) if channels else samples.mean(axis=1, dtype=np.float32)
     return planar if sample_rate is None else resample(planar, rate, sample_rate)
 
@@ -155,7 +162,15 @@ def write_audio(
 def can_encode(suffix: str, subtype: str) -> bool:
     """Tell whether files of a suffix of ``SUFFIXES`` can hold libsndfile's encoding ``subtype``."""
     soundfile = require("soundfile", extra="audio")
-    return suffix.lower() in SUFFIXES and bool(soundfile.check_format(suffix[1:].upper(), subtype))
+    # libsndfile lists MPEG layer 3 among WAV's encodings, but cannot write it there.
+    if suffix.lower() not in SUFFIXES or subtype.startswith("MPEG"):
+        return False
+    return bool(soundfile.check_format(suffix[1:].upper(), subtype))
+
+
+def is_audio_suffix(suffix: str) -> bool:
+    """Tell whether a suffix is that of some audio format, one that can be written here or not."""
+    return suffix[1:].upper() in require("soundfile", extra="audio").available_formats()
 
 
 def find_audio(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[Path, Path]]:
@@ -187,7 +202,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         file = soundfile.SoundFile(path)
     except (RuntimeError, TypeError, ValueError) as error:  # TypeError: header-less formats, known by suffix
-        raise AudioFileError(path, "must be an audio file (wav, flac or ogg)", str(error)) from error
+        raise AudioFileError(path, "must be an audio file, such as wav, flac, ogg or mp3", str(error)) from error
     with file:
         yield file
 
@@ -224,8 +239,10 @@ def _riff_frames(path: Path) -> int:
             elif name == b"fmt ":
                 block_align = struct.unpack("<12xH", raw.read(14))[0]
             elif name == b"data":
-                length = long_data if long_data is not None and length == _UNKNOWN_LENGTH else length
-                if length == _UNKNOWN_LENGTH or start + length <= size or not block_align:
+                is_known = length < _UNKNOWN_LENGTH
+                if long_data is not None and length == _LARGEST_LENGTH:
+                    length, is_known = long_data, True
+                if not is_known or start + length <= size or not block_align:
                     return 0
                 return int(length // block_align)
             raw.seek(start + length + (length & 1))

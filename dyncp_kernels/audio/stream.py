@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast, overload
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dyncp_kernels._extension import extension_loaded
-from dyncp_kernels.audio.enhance import Samples, checked_samples, model_device
+from dyncp_kernels.audio.enhance import Samples, checked_samples, model_device, within_range
 from dyncp_kernels.audio.stft import StreamingAnalysis, StreamingSynthesis, apply_mask, features
 from dyncp_kernels.engine import PackedModel, StreamEngine
 from dyncp_kernels.nn.block import BlockGates
@@ -119,7 +118,7 @@ class StreamingEnhancer:
 
         Raises:
             TypeError: another dtype or kind.
-            ValueError: another shape, NaN or infinity. A refused push changes nothing.
+            ValueError: another shape, NaN, infinity or absurdly large samples. A refused push changes nothing.
         """
         if self._engine is not None and not return_gates:
             pushed = self._push_plain(self._engine, samples)
@@ -157,7 +156,7 @@ class StreamingEnhancer:
             if samples.dtype not in (np.float32, torch.float32) or not (is_numpy or samples.is_cpu):
                 return None
             values = samples if is_numpy else samples.detach().numpy()
-            if not math.isfinite(np.vdot(values, values)):
+            if not within_range(values):
                 return None
             joined = np.concatenate((self._waiting[0], values))
             enhanced = engine.push_plain(joined[:whole], self._shift)

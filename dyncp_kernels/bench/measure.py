@@ -83,8 +83,9 @@ def measure(
     """Median and 99th percentile of the time per frame.
 
     The engines take turns in an order that is drawn anew for each round, so that a disturbance hits them alike. In its
-    turn an engine makes ``settle`` calls that are not counted, to get its own data back into the caches, then
-    ``calls`` that are. The first round warms up and is not counted. Garbage collection is off.
+    turn an engine makes ``settle`` calls that are not counted, and at least as many as it has sets of buffers, to get
+    its own data back into the caches, then ``calls`` that are. The first round warms up and is not counted. Garbage
+    collection is off.
 
     Args:
         runs: prepared engines.
@@ -112,12 +113,13 @@ def measure(
             draw.shuffle(order)
             for name in order:
                 run, frame, counted = runs[name], position[name], times[name]
-                for call in range(settle + calls):
+                uncounted = max(settle, run.buffers)
+                for call in range(uncounted + calls):
                     run.place_gates(frame)
                     start = clock()
                     run(frame)
                     elapsed = clock() - start
-                    if call >= settle and rounds >= 0:
+                    if call >= uncounted and rounds >= 0:
                         counted.append(elapsed)
                     frame = (frame + 1) % cycle
                 position[name] = frame

@@ -43,6 +43,7 @@ class Row:
         realised: saving_time / saving_macs, where MACs are saved.
         correct: whether the outputs agreed with the float64 reference.
         max_error: largest absolute difference of a mask value from it; None when an output was not finite.
+        calls: calls that the times are of; None where a file of an earlier version does not say.
     """
 
     suite: str
@@ -62,6 +63,7 @@ class Row:
     realised: float | None
     correct: bool
     max_error: float | None
+    calls: int | None = None
 
 
 def path_of(row: Row) -> str:

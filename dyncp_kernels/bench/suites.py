@@ -168,6 +168,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, seconds: float, notice: Notice 
                 realised=None,
                 correct=check_result.correct,
                 max_error=check_result.max_error,
+                calls=timing.calls,
             )
         )
     return _savings(rows)

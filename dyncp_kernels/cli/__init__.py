@@ -19,6 +19,7 @@ _COMMANDS = {
     "info": "info",
     "train": "train",
     "eval": "evaluate",
+    "export": "export",
     "bench": "bench",
 }
 

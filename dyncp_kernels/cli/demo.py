@@ -38,9 +38,7 @@ def demo(
     console = Console(highlight=False)
     try:
         names = [static or static_model(), *(pruned or pruned_models())]
-        networks = {Path(name).name: load(name) for name in names}
-        if len(networks) < len(names):
-            raise ValueError(f"the networks' names must differ (got {names})")
+        networks = dict(zip(_short_names(names), map(load, names)))
         rate = next(iter(networks.values())).config.sample_rate
         if audio is None:
             audio, clean = demo_clip.NOISY, clean or demo_clip.CLEAN
@@ -53,10 +51,24 @@ def demo(
                 timing_seconds=seconds,
                 on_stage=status.update,
             )
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         typer.echo(f"dyncp demo: {error}", err=True)
         raise typer.Exit(1) from None
     _print(console, result, audio)
+
+
+def _short_names(names: list[str]) -> list[str]:
+    """The last parts of paths, as many as tell the networks apart.
+
+    Raises:
+        ValueError: a network was given twice.
+    """
+    parts = [Path(name).parts for name in names]
+    for count in range(1, max(map(len, parts)) + 1):
+        short = ["-".join(part[-count:]) for part in parts]
+        if len(set(short)) == len(names):
+            return short
+    raise ValueError(f"the networks must differ (got {names})")
 
 
 def _print(console: Any, result: Demonstration, audio: Path) -> None:

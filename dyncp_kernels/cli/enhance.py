@@ -27,7 +27,7 @@ def enhance(
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from dyncp_kernels.audio.enhance_file import enhance_file
-    from dyncp_kernels.audio.files import SUFFIXES, AudioFileError, find_audio
+    from dyncp_kernels.audio.files import SUFFIXES, AudioFileError, find_audio, is_audio_suffix
     from dyncp_kernels.nn.calibrate import shift_for_budget
     from dyncp_kernels.nn.default_models import pruned_models
     from dyncp_kernels.nn.files import load
@@ -46,10 +46,18 @@ def enhance(
         raise typer.Exit(1) from None
 
     found = find_audio(inputs)
+    if any(folder.is_dir() and folder.resolve() in out.resolve().parents for folder in inputs):
+        # The output folder lies in an input folder: what an earlier run wrote is no input of this one.
+        found = [(source, name) for source, name in found if out.resolve() not in source.resolve().parents]
     if not found:
         fail(f"inputs must hold audio files ({', '.join(SUFFIXES)}) (got none)")
         raise typer.Exit(1)
-    to_file = len(inputs) == 1 and not inputs[0].is_dir() and out.suffix.lower() in SUFFIXES and not out.is_dir()
+    names_a_file = len(inputs) == 1 and not inputs[0].is_dir() and not out.is_dir()
+    to_file = names_a_file and out.suffix.lower() in SUFFIXES
+    if names_a_file and not to_file and is_audio_suffix(out.suffix):
+        fail(f"--out must be a folder or end in one of {', '.join(SUFFIXES)} (got {out})")
+        raise typer.Exit(1)
+    sources = {source.resolve() for source, _ in found}
     written: set[Path] = set()
     failures = 0
     console = Console(highlight=False, soft_wrap=True)
@@ -64,6 +72,8 @@ def enhance(
             try:
                 if target in written:
                     raise AudioFileError(source, "outputs must have different names", target)
+                if target.resolve() in sources:
+                    raise AudioFileError(source, "output must not overwrite an input", target)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 result = enhance_file(
                     network,
@@ -73,7 +83,7 @@ def enhance(
                     stream=stream,
                     on_progress=partial(_advance, bar, task, index),
                 )
-            except (AudioFileError, OSError) as error:
+            except (OSError, ValueError) as error:
                 failures += 1
                 bar.console.print(f"dyncp enhance: {error}", markup=False, highlight=False, soft_wrap=True)
                 continue

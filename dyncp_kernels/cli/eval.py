@@ -44,19 +44,23 @@ def evaluate(
     console = Console()
     try:
         network = load(model).fold()
+        # Before what takes minutes.
+        if masks is not None and network.config.site == "none":
+            raise ValueError(f"--masks needs a gated model (got {model} without gates)")
+        for path in (out, summary, masks):
+            if path is not None and not path.parent.is_dir():
+                raise FileNotFoundError(f"{path}: its folder must exist (got no folder)")
         pairs = find_pairs(clean, noisy)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("score", total=len(pairs))
             report = score(network, pairs, budget, precision, on_file=lambda _: bar.advance(task))
-        if masks is not None:
-            if not report.masks:
-                raise ValueError(f"--masks needs a gated model (got {model} without gates)")
-            save_masks(masks, report.masks)
     except (FileNotFoundError, ValueError) as error:
         typer.echo(f"dyncp eval: {error}", err=True)
         raise typer.Exit(1) from None
     if out is not None:
         report.write_csv(out)
+    if masks is not None:
+        save_masks(masks, report.masks)
     if summary is not None:
         summary.write_text(json.dumps(report.summary(), indent=1) + "\n", encoding="utf-8")
 

@@ -38,10 +38,11 @@ def train(
         "valid_noisy": valid_noisy,
     }
     data = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
-    top = {name: value for name, value in (("warm_start", warm_start), ("steps", steps), ("seed", seed)) if value}
+    options = {"warm_start": warm_start, "steps": steps, "seed": seed}
+    top = {name: value for name, value in options.items() if value is not None}
     try:
         best = run(load_train_config(config, {**top, "data": data}), out)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         typer.echo(f"dyncp train: {error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"best model: {best}")

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dyncp_kernels._optional import require
+from dyncp_kernels.audio.files import resample
+
+_PESQ_RATE = 16000
 
 __all__ = ["MeanInterval", "mean_interval", "pesq_wideband", "si_sdr", "stoi"]
 
@@ -20,17 +23,18 @@ def pesq_wideband(clean: ArrayLike, enhanced: ArrayLike, sample_rate: int = 1600
     Args:
         clean: reference, shape (N,).
         enhanced: signal to score, shape (N,).
-        sample_rate: must be 16000 Hz.
+        sample_rate: in Hz, at least 16000; more is resampled to that, for which the measure is defined.
 
     Raises:
-        ValueError: another rate, lengths that differ, a silent signal, NaN or infinity, or no utterance in it.
+        ValueError: a lower rate, lengths that differ, a silent signal, NaN or infinity, or no utterance in it.
     """
-    if sample_rate != 16000:
-        raise ValueError(f"pesq_wideband: sample_rate must be 16000 (got {sample_rate})")
+    if sample_rate < _PESQ_RATE:
+        raise ValueError(f"pesq_wideband: sample_rate must be at least {_PESQ_RATE} (got {sample_rate})")
     reference, signal = _checked_pair(clean, enhanced, "pesq_wideband")
+    reference, signal = (resample(samples, sample_rate, _PESQ_RATE) for samples in (reference, signal))
     pesq = require("pesq", extra="eval")
     try:
-        return float(pesq.pesq(sample_rate, reference.astype(np.float32), signal.astype(np.float32), "wb"))
+        return float(pesq.pesq(_PESQ_RATE, reference, signal, "wb"))
     except pesq.PesqError as error:
         reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
         raise ValueError(f"pesq_wideband: signals must hold at least one utterance (got: {reason})") from error
@@ -72,7 +76,7 @@ def si_sdr(clean: ArrayLike, enhanced: ArrayLike) -> float:
 
 
 class MeanInterval(NamedTuple):
-    """A mean, the ends of its confidence interval, and the number of values."""
+    """A mean, the ends of its confidence interval, and the number of values; infinite where a value is."""
 
     mean: float
     low: float
@@ -89,19 +93,22 @@ def mean_interval(
     """Mean with its percentile bootstrap interval; for paired systems pass the differences.
 
     Args:
-        values: one finite value per utterance.
+        values: one value per utterance; an infinite one makes the mean and the interval infinite.
         level: confidence level, between 0 and 1.
         resamples: bootstrap samples.
         seed: of the resampling, so that a report can be repeated.
 
     Raises:
-        ValueError: no values, values that are not finite, or a level outside (0, 1).
+        ValueError: no values, NaN, values of both infinities, or a level outside (0, 1).
     """
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise ValueError(f"mean_interval: values must be at least one finite number (got shape {array.shape})")
+    if array.ndim != 1 or not array.size or np.isnan(array.sum()):
+        raise ValueError(f"mean_interval: values must be at least one number with a mean (got shape {array.shape})")
     if not 0.0 < level < 1.0:
         raise ValueError(f"mean_interval: level must lie between 0 and 1 (got {level})")
+    if np.isinf(array).any():
+        infinity = float(array.sum())
+        return MeanInterval(infinity, infinity, infinity, array.size)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     block = max(1, 2_000_000 // array.size)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from dyncp_kernels._atomic import replacing
 from dyncp_kernels.audio.enhance import enhance
-from dyncp_kernels.audio.files import read_audio
 from dyncp_kernels.audio.stft import frame_count
 from dyncp_kernels.audio.stream import StreamingEnhancer
 from dyncp_kernels.clip_engine import for_clips
@@ -26,13 +25,17 @@ from dyncp_kernels.evaluation.metrics import MeanInterval, mean_interval, pesq_w
 from dyncp_kernels.nn.block import BlockGates
 from dyncp_kernels.nn.inference import InferenceConvFSENet
 from dyncp_kernels.nn.macs import macs_from_gates
+from dyncp_kernels.training.data import read_pair
 
 __all__ = ["ScoreReport", "Utterance", "score"]
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """Scores of one file; PESQ is wideband (ITU-T P.862.2), SI-SDR in dB, usage a share of the gated channels."""
+    """Scores of one file, its name relative to the folder of all noisy ones.
+
+    PESQ is wideband (ITU-T P.862.2), SI-SDR in dB, usage a share of the gated channels.
+    """
 
     name: str
     seconds: float
@@ -114,35 +117,34 @@ def score(
     if not pairs:
         raise ValueError("score: at least one pair of files is needed (got none)")
     config = model.config
+    root = os.path.commonpath([noisy.parent for _, noisy in pairs])
     packed = None if precision is None else PackedModel(model, precision)
     clips = for_clips(model)
     meter = DynamismMeter()
     utterances, masks = [], []
     for clean_path, noisy_path in pairs:
-        clean, noisy = (read_audio(path, config.sample_rate) for path in (clean_path, noisy_path))
-        length = min(len(clean), len(noisy))
-        clean, noisy = clean[:length], noisy[:length]
+        clean, noisy = read_pair(clean_path, noisy_path, config.sample_rate)
         started = time.perf_counter()
         if packed is None:
             enhanced, gates = enhance(clips, noisy, budget=budget, return_gates=True)
         else:
             enhanced, gates = _stream(packed, noisy, budget)
         elapsed = time.perf_counter() - started
-        recorded = block_masks(gates, frame_count(length, config.n_fft, config.hop))
+        recorded = block_masks(gates, frame_count(len(clean), config.n_fft, config.hop))
         if recorded:
             meter.add(recorded)
             masks.append(recorded)
-        seconds = length / config.sample_rate
+        seconds = len(clean) / config.sample_rate
+        try:
+            metrics = _metrics("noisy_", clean, noisy, config.sample_rate)
+            metrics |= _metrics("", clean, enhanced, config.sample_rate)
+        except ValueError as error:
+            raise ValueError(f"{noisy_path}: {error}") from None
         utterances.append(
             Utterance(
-                name=noisy_path.stem,
+                name=noisy_path.relative_to(root).with_suffix("").as_posix(),
                 seconds=seconds,
-                noisy_pesq=pesq_wideband(clean, noisy),
-                pesq=pesq_wideband(clean, enhanced),
-                noisy_stoi=stoi(clean, noisy),
-                stoi=stoi(clean, enhanced),
-                noisy_si_sdr=si_sdr(clean, noisy),
-                si_sdr=si_sdr(clean, enhanced),
+                **metrics,
                 usage=float(np.mean([mask.mean() for mask in recorded])) if recorded else 1.0,
                 macs_per_frame=macs_from_gates(config, gates),
                 real_time_factor=elapsed / seconds,
@@ -153,6 +155,16 @@ def score(
     if not masks:
         return ScoreReport(utterances, [], None, [])
     return ScoreReport(utterances, meter.blocks(), meter.overall(), masks)
+
+
+def _metrics(
+    prefix: str, clean: NDArray[np.float32], signal: NDArray[np.float32], sample_rate: int
+) -> dict[str, float]:
+    return {
+        f"{prefix}pesq": pesq_wideband(clean, signal, sample_rate),
+        f"{prefix}stoi": stoi(clean, signal, sample_rate),
+        f"{prefix}si_sdr": si_sdr(clean, signal),
+    }
 
 
 def _stream(

@@ -126,7 +126,7 @@ class GatedBlock(nn.Module):
             return BlockGates(hidden=gates[:, self.channels :], out=gates[:, : self.channels])
         return BlockGates(gates, None) if self.site == "hidden" else BlockGates(None, gates)
 
-    def forward(self, x: Tensor, shift: float = 0.0) -> tuple[Tensor, BlockGates]:
+    def forward(self, x: Tensor, shift: float | Tensor = 0.0) -> tuple[Tensor, BlockGates]:
         """Run the block on ``x`` (B, C, T); returns (B, C, T) and the gates, floating point with gradient."""
         gates = self.split_gates(None if self.gate is None else self.gate(x, shift))
         u = self.act_in(self.norm_in(self.expand(x)))

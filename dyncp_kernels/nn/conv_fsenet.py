@@ -80,14 +80,14 @@ class ConvFSENet(nn.Module):
         return macs_per_frame(self.config)
 
     def forward(
-        self, features: Tensor, shift: float = 0.0, return_gates: bool = False
+        self, features: Tensor, shift: float | Tensor = 0.0, return_gates: bool = False
     ) -> Tensor | tuple[Tensor, list[BlockGates]]:
         """Mask (B, bins, T) in (0, 1) for ``features`` (B, bins, T).
 
         Args:
             features: compressed magnitudes.
             shift: added to every gate score: above 0 keeps more channels than the trained operating point, below 0
-                fewer.
+                fewer; one for all items, or (B, 1, 1).
             return_gates: also return the gates of every block.
 
         Raises:

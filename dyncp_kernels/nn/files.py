@@ -77,7 +77,13 @@ def load(name_or_path: str | os.PathLike[str]) -> ConvFSENet:
     load_file = require("safetensors.torch", "audio").load_file
     path = _resolve(name_or_path)
     info = model_info(path)
-    model = ConvFSENet(ConvFSENetConfig.from_dict(info["config"]))
+    try:
+        model = ConvFSENet(ConvFSENetConfig.from_dict(info["config"]))
+        model.calibration = [(float(usage), float(shift)) for usage, shift in info.get("calibration", [])]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path.with_suffix('.json')}: a model config must describe a Conv-FSENet (got: {error})"
+        ) from None
     try:
         tensors = load_file(path)
     except safetensors.SafetensorError as error:
@@ -89,7 +95,6 @@ def load(name_or_path: str | os.PathLike[str]) -> ConvFSENet:
         if expected != got:
             raise ValueError(f"{path}: tensor {name} must have shape {expected} for this config (got {got})")
     model.load_state_dict(tensors)
-    model.calibration = [(float(usage), float(shift)) for usage, shift in info.get("calibration", [])]
     return model.eval()
 
 
@@ -103,7 +108,15 @@ def save(model: ConvFSENet, path: str | os.PathLike[str], info: Mapping[str, Any
 
     Returns:
         The path of the safetensors file.
+
+    Raises:
+        TypeError: the model is in another form, such as a folded one.
     """
+    if not isinstance(model, ConvFSENet):
+        raise TypeError(
+            f"save: model must be a ConvFSENet, the trainable form (got {type(model).__name__}); "
+            "dyncp_kernels.engine.save_folded writes folded ones"
+        )
     save_file = require("safetensors.torch", "audio").save_file
     path = Path(path)
     if path.suffix != ".safetensors":

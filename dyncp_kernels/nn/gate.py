@@ -135,7 +135,7 @@ class ChannelGate(nn.Module):
             pooled = self.pool(reduced)
         return self._decide(pooled)
 
-    def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
+    def forward(self, x: Tensor, shift: float | Tensor = 0.0) -> Tensor:
         """Binary gates of ``x``, floating point with the surrogate's gradient; a sampled draw only while training."""
         scores = self.scores(x) + shift
         surrogate = "sigmoid" if self.surrogate == "gumbel" and not self.training else self.surrogate
@@ -194,7 +194,7 @@ class StaticGate(nn.Module):
         """The learned scores as (B, G, 1)."""
         return self.score[None, :, None].expand(x.shape[0], -1, 1).to(x.dtype)
 
-    def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
+    def forward(self, x: Tensor, shift: float | Tensor = 0.0) -> Tensor:
         """Binary gates (B, G, 1), floating point with the surrogate's gradient."""
         surrogate = "sigmoid" if self.surrogate == "gumbel" and not self.training else self.surrogate
         return binarize(self.scores(x) + shift, surrogate, self.slope)

@@ -40,7 +40,8 @@ def pool_over_time(x: Tensor, kind: str, window: int) -> Tensor:
         return _exponential(x, 2.0 / (window + 1))
     left = window - 1 if kind == "window" else window // 2
     right = window - 1 - left
-    total = F.avg_pool1d(F.pad(x, (left, right)), window, stride=1) * window
+    padded = F.pad(x, (left, right)).reshape(1, -1, left + frames + right)
+    total = F.avg_pool1d(padded, window, stride=1).reshape(x.shape) * window
     t = torch.arange(frames, device=x.device)
     count = (t + right).clamp(max=frames - 1) - (t - left).clamp(min=0) + 1
     return total / count.to(x.dtype)

@@ -10,7 +10,9 @@ from typing import Any
 
 from dyncp_kernels.nn.config import ConvFSENetConfig
 
-_PATHS = ("voicebank", "clean", "noisy", "speech", "noise", "valid_clean", "valid_noisy")
+_TRAINING_PATHS = ("voicebank", "clean", "noisy", "speech", "noise")
+_VALIDATION_PATHS = ("valid_clean", "valid_noisy")
+_PATHS = (*_TRAINING_PATHS, *_VALIDATION_PATHS)
 _RECIPES = Path(__file__).resolve().parent / "recipes"
 
 __all__ = ["DataConfig", "GateLossConfig", "TrainConfig", "load_train_config"]
@@ -82,23 +84,26 @@ class GateLossConfig:
     Args:
         target: share of channels to keep, Phi_trgt.
         weight: factor on L_DCP.
-        ramp_steps: steps over which the target falls linearly from 1 to ``target``.
+        ramp_steps: steps over which targets fall linearly from 1 to their values.
+        budgets: range of targets that half of every batch is trained for, so that the network keeps its quality when
+            a run-time budget shifts its gate scores; the other half is trained for ``target``. None for ``target``
+            alone.
     """
 
     target: float = 0.25
     weight: float = 5.0
     ramp_steps: int = 0
+    budgets: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a target that is no share."""
+        """Refuse targets that are no shares."""
         if not 0 <= self.target <= 1:
             raise ValueError(f"GateLossConfig: target must be between 0 and 1 (got {self.target})")
-
-    def target_at(self, step: int) -> float:
-        """The target at a training step."""
-        if step >= self.ramp_steps:
-            return self.target
-        return 1.0 + (self.target - 1.0) * step / self.ramp_steps
+        if self.budgets is not None:
+            object.__setattr__(self, "budgets", tuple(self.budgets))
+            low, high = self.budgets
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"GateLossConfig: budgets must rise within 0 and 1 (got {list(self.budgets)})")
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,13 @@ class TrainConfig:
         for name in ("steps", "batch", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: {name} must be at least 1 (got {getattr(self, name)})")
+        if self.model.site != "none" and self.gate_loss.ramp_steps >= self.steps:
+            raise ValueError(
+                f"TrainConfig: gate_loss.ramp_steps must be below steps (got {self.gate_loss.ramp_steps} and "
+                f"{self.steps}): a model that still keeps more channels than wished is no result"
+            )
+        if self.gate_loss.budgets is not None and self.batch % 4:
+            raise ValueError(f"TrainConfig: with budgets, batch must be a multiple of 4 (got {self.batch})")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
@@ -166,20 +178,32 @@ class TrainConfig:
             if root is not None and data.get(key) is not None:
                 data[key] = str(root / data[key])
         warm = values.get("warm_start")
-        if root is not None and warm is not None and (root / f"{warm}.safetensors").exists():
+        if (
+            root is not None
+            and warm is not None
+            and any((root / f"{warm}{end}").is_file() for end in ("", ".safetensors"))
+        ):
             values["warm_start"] = str(root / warm)
-        for name, kind, given in (("data", DataConfig, data), ("train", cls, values)):
+        gate_loss = dict(values.get("gate_loss", {}))
+        for name, kind, given in (
+            ("data", DataConfig, data),
+            ("gate_loss", GateLossConfig, gate_loss),
+            ("train", cls, values),
+        ):
             unknown = set(given) - {f.name for f in fields(kind)}
             if unknown:
                 raise ValueError(f"{name} config: keys must be known fields (got {sorted(unknown)})")
-        return cls(
-            **{
-                **values,
-                "model": ConvFSENetConfig.from_dict(values.get("model", {})),
-                "data": DataConfig(**data),
-                "gate_loss": GateLossConfig(**values.get("gate_loss", {})),
-            }
-        )
+        try:
+            return cls(
+                **{
+                    **values,
+                    "model": ConvFSENetConfig.from_dict(values.get("model", {})),
+                    "data": DataConfig(**data),
+                    "gate_loss": GateLossConfig(**gate_loss),
+                }
+            )
+        except TypeError as error:
+            raise ValueError(f"train config: values must have the types of their fields (got: {error})") from None
 
 
 def load_train_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -212,6 +236,7 @@ def load_train_config(path: str | Path, overrides: Mapping[str, Any] | None = No
         raise ValueError(f"{path}: a training config must be valid TOML (got: {error})") from None
     overrides = dict(overrides or {})
     given = overrides.pop("data", {})
-    # Data given from outside replaces the file's choice of data, but not its crops and augmentation.
-    kept = {k: v for k, v in values.get("data", {}).items() if not given or k not in _PATHS}
+    # Data given from outside replaces the file's choice of such data, but not its crops and augmentation.
+    replaced = [paths for paths in (_TRAINING_PATHS, _VALIDATION_PATHS) if given.keys() & {*paths}]
+    kept = {key: value for key, value in values.get("data", {}).items() if not any(key in paths for paths in replaced)}
     return TrainConfig.from_dict({**values, **overrides, "data": {**kept, **given}}, path.resolve().parent)

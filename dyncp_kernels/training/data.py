@@ -12,12 +12,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dyncp_kernels.audio.files import SUFFIXES, read_audio
+from dyncp_kernels.audio.files import find_audio, read_audio
 from dyncp_kernels.training.config import DataConfig
 
-__all__ = ["BatchSource", "MixtureSource", "PairSource", "find_pairs", "open_training_data", "prefetch"]
+__all__ = ["BatchSource", "MixtureSource", "PairSource", "find_pairs", "open_training_data", "prefetch", "read_pair"]
 
 _Pairs = list[tuple[Path, Path]]
 
@@ -26,7 +27,7 @@ def _audio_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: a data folder must exist (got no such folder)")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = [path for path, _ in find_audio([folder])]
     if not files:
         raise ValueError(f"{folder}: a data folder must hold audio files (got none)")
     return files
@@ -37,14 +38,29 @@ def find_pairs(clean: str | Path, noisy: str | Path) -> _Pairs:
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: a folder is empty or the names differ.
+        ValueError: a folder is empty, names differ, or two files of a folder differ in their suffixes only.
     """
-    by_name = {p.relative_to(noisy).with_suffix(""): p for p in _audio_files(noisy)}
-    clean_files = {p.relative_to(clean).with_suffix(""): p for p in _audio_files(clean)}
-    alone = sorted(str(name) for name in by_name.keys() ^ clean_files.keys())
+    noisy_files, clean_files = _by_name(noisy), _by_name(clean)
+    alone = sorted(str(name) for name in noisy_files.keys() ^ clean_files.keys())
     if alone:
         raise ValueError(f"find_pairs: clean and noisy files must have equal names (got no partner for {alone[:3]})")
-    return [(clean_files[name], by_name[name]) for name in sorted(by_name)]
+    return [(clean_files[name], noisy_files[name]) for name in sorted(noisy_files)]
+
+
+def _by_name(folder: str | Path) -> dict[Path, Path]:
+    found: dict[Path, Path] = {}
+    for path in _audio_files(folder):
+        other = found.setdefault(path.relative_to(folder).with_suffix(""), path)
+        if other != path:
+            raise ValueError(f"find_pairs: names must differ in more than their suffix (got {other} and {path})")
+    return found
+
+
+def read_pair(clean: Path, noisy: Path, sample_rate: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Samples of a pair at ``sample_rate`` Hz, cut to the shorter of the two."""
+    pair = read_audio(clean, sample_rate), read_audio(noisy, sample_rate)
+    length = min(map(len, pair))
+    return pair[0][:length], pair[1][:length]
 
 
 def _load(path: Path, sample_rate: int) -> np.ndarray:

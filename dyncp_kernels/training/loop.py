@@ -22,7 +22,7 @@ from dyncp_kernels.nn.conv_fsenet import ConvFSENet
 from dyncp_kernels.nn.files import load, model_info, save, warm_start
 from dyncp_kernels.training.augment import augment
 from dyncp_kernels.training.config import TrainConfig
-from dyncp_kernels.training.data import open_training_data, prefetch
+from dyncp_kernels.training.data import open_training_data, prefetch, read_pair
 from dyncp_kernels.training.losses import (
     SpectralTarget,
     active_level,
@@ -31,15 +31,17 @@ from dyncp_kernels.training.losses import (
     spectral_target,
     usage,
 )
+from dyncp_kernels.training.operating_point import OperatingPoint, operating_point
 
 __all__ = ["Trainer", "train"]
 
 
 class Batch(NamedTuple):
-    """What one step reads: features (B, bins, T) and what the loss compares the mask with."""
+    """What one step reads: features (B, bins, T), what the loss compares the mask with, what L_DCP asks for."""
 
     features: Tensor
     target: SpectralTarget
+    point: OperatingPoint
 
 
 class Trainer:
@@ -75,8 +77,8 @@ class Trainer:
         self.step = 0
         self.best_pesq = -math.inf
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._adopt_folder()
         self.source, self.valid = open_training_data(config.data, config.model.sample_rate)
+        self._adopt_folder()
         self._loss = torch.compile(self._losses) if config.compile else self._losses
 
     def learning_rate(self, step: int) -> float:
@@ -94,18 +96,18 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         clean, noise = augment(clean, noise, self.config.data, generator)
         spectra = stft(torch.stack([clean + noise, clean]), model.n_fft, model.hop)
-        return Batch(
-            features(spectra[0], model.compression), spectral_target(spectra[0], spectra[1], active_level(clean))
-        )
+        target = spectral_target(spectra[0], spectra[1], active_level(clean))
+        point = operating_point(self.config.gate_loss, len(clean), step, generator)
+        return Batch(features(spectra[0], model.compression), target, point)
 
-    def _losses(self, batch: Batch, usage_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-            mask, gates = self.model(batch.features, return_gates=True)
+            mask, gates = self.model(batch.features, shift=batch.point.shifts, return_gates=True)
         spectral = compressed_spectral_loss(mask.float(), batch.target, config.model.compression)
         if config.model.site == "none":
             return spectral, spectral.detach(), torch.ones(())
-        loss = spectral + config.gate_loss.weight * dcp_loss(gates, usage_target)
+        loss = spectral + config.gate_loss.weight * dcp_loss(gates, batch.point.targets)
         return loss, spectral.detach(), usage(gates).mean().detach()
 
     def train_step(self, batch: Batch) -> dict[str, float]:
@@ -116,9 +118,7 @@ class Trainer:
         rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # A tensor, so that a compiled step is not compiled anew for every value of the ramp.
-        usage_target = torch.tensor(config.gate_loss.target_at(self.step))
-        loss, spectral, used = self._loss(batch, usage_target)
+        loss, spectral, used = self._loss(batch)
         if not torch.isfinite(loss):
             raise RuntimeError(f"train: the loss must stay finite (got {loss.item()} at step {self.step})")
         self.optimizer.zero_grad(set_to_none=True)
@@ -130,22 +130,28 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean wideband PESQ, spectral loss and usage over the validation files."""
+        """Mean wideband PESQ, spectral loss and usage over the validation files.
+
+        Raises:
+            ValueError: a file cannot be scored.
+        """
         from dyncp_kernels.evaluation.metrics import pesq_wideband
 
         self.model.eval()
         config = self.config.model
         totals = {"valid_pesq": 0.0, "valid_loss": 0.0, "valid_usage": 0.0}
         for clean_path, noisy_path in self.valid:
-            clean = torch.from_numpy(read_audio(clean_path, config.sample_rate))[None]
-            noisy = torch.from_numpy(read_audio(noisy_path, config.sample_rate))[None]
+            pair = read_pair(clean_path, noisy_path, config.sample_rate)
+            clean, noisy = (torch.from_numpy(samples)[None] for samples in pair)
             spectrum = stft(noisy, config.n_fft, config.hop)
             mask, gates = self.model(features(spectrum, config.compression), return_gates=True)
             target = spectral_target(spectrum, stft(clean, config.n_fft, config.hop), active_level(clean))
             totals["valid_loss"] += compressed_spectral_loss(mask, target, config.compression).item()
             totals["valid_usage"] += 1.0 if config.site == "none" else usage(gates).mean().item()
-            enhanced = enhance(self.model, noisy[0].numpy())
-            totals["valid_pesq"] += pesq_wideband(clean[0].numpy(), enhanced)
+            try:
+                totals["valid_pesq"] += pesq_wideband(pair[0], enhance(self.model, pair[1]), config.sample_rate)
+            except ValueError as error:
+                raise ValueError(f"{clean_path}: {error}") from None
         return {name: total / len(self.valid) for name, total in totals.items()}
 
     def save_checkpoint(self) -> None:
@@ -165,7 +171,8 @@ class Trainer:
         path = self.folder / "config.json"
         wanted = json.loads(json.dumps(self.config.to_dict()))
         if not path.exists():
-            path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+            with replacing(path) as part:
+                part.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
         elif json.loads(path.read_text(encoding="utf-8")) != wanted:
             raise ValueError(f"{self.folder}: the run to resume must have the same config (got another one)")
         if (self.folder / "last.json").exists():
@@ -221,6 +228,7 @@ class Trainer:
                 now = f"loss {figures['loss']:.4f} usage {figures['usage']:.3f}"
                 bar.update(task, completed=self.step, status=f"{now} {status}")
                 if self.step % config.validate_every == 0 or self.step == config.steps:
+                    self.save_checkpoint()  # first: a file that cannot be scored must not cost the steps so far
                     scores = self.validate()
                     elapsed = time.perf_counter() - started
                     means = {name: total / count for name, total in sums.items()}

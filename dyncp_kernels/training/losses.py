@@ -85,16 +85,17 @@ def compressed_spectral_loss(
     return ((1.0 - complex_share) * magnitude_error + complex_share * complex_error).mean()
 
 
-def usage(gates: Sequence[BlockGates]) -> Tensor:
-    """Share of channels that each gated site keeps, mean over batch, channels and time; (sites,)."""
-    return torch.stack([site.float().mean() for block in gates for site in block if site is not None])
+def usage(gates: Sequence[BlockGates], parts: int = 1) -> Tensor:
+    """Share of channels that each gated site keeps in each of ``parts`` equal parts of the batch; (sites, parts)."""
+    sites = [site for block in gates for site in block if site is not None]
+    return torch.stack([site.float().reshape(parts, -1).mean(-1) for site in sites])
 
 
-def dcp_loss(gates: Sequence[BlockGates], target: float | Tensor) -> Tensor:
+def dcp_loss(gates: Sequence[BlockGates], targets: Tensor) -> Tensor:
     """L_DCP: mean over blocks (and sites) of (usage - target)^2.
 
     Args:
         gates: the gates of every block, floating point with the surrogate's gradient.
-        target: share of channels to keep, Phi_trgt.
+        targets: (parts,), share of channels to keep, Phi_trgt, in each of so many equal parts of the batch.
     """
-    return (usage(gates) - target).square().mean()
+    return (usage(gates, len(targets)) - targets).square().mean()

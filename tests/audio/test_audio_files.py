@@ -287,3 +287,19 @@ def test_damaged_files_never_crash_the_reader(tmp_path):
                 assert str(error).startswith(str(path))  # noqa: PT017
             else:
                 assert np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("length", [0x7FFFF000, 0x7FFFFFDB, 0x80000000])
+def test_wav_of_a_pipes_length_is_read_to_its_end(tmp_path, length):
+    write_audio(tmp_path / "a.wav", tone(), 16000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = struct.pack("<I", length)
+    (tmp_path / "a.wav").write_bytes(content)
+    assert np.abs(read_audio(tmp_path / "a.wav") - tone()).max() < 1e-4
+
+
+def test_the_longest_name_of_a_file_can_be_written(tmp_path):
+    path = tmp_path / ("a" * 251 + ".wav")
+    write_audio(path, tone(), 16000)
+    assert path.exists()

@@ -116,6 +116,8 @@ def test_mistakes_are_named():
         enhance(model, np.array([0.0, np.inf]))
     with pytest.raises(ValueError, match=r"must be finite \(got NaN or infinity\)"):
         enhance(model, np.array([0.0, 1e39]))  # beyond float32
-    assert np.isfinite(enhance(model, np.full(600, 1e20, np.float32))).all()  # although their squares are not
+    with pytest.raises(ValueError, match=r"must be within 1e\+06 times full scale \(got 1e\+20\)"):
+        enhance(model, np.full(600, 1e20, np.float32))
+    assert np.isfinite(enhance(model, np.full(600, 1e6, np.float32))).all()
     with pytest.raises(ValueError, match="must be in eval mode"):
         enhance(small_net().train(), noise(10))

@@ -298,3 +298,16 @@ def test_enhancers_share_one_packed_model():
 def test_reduced_precision_without_the_engine_is_refused():
     with pytest.raises(ValueError, match=r"precision must be 'float32' without the engine \(got 'int8'\)"):
         StreamingEnhancer(small_net().double(), precision="int8")
+
+
+@pytest.mark.parametrize("length", [100, 256, 700])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_samples_that_would_overflow_are_refused_and_change_nothing(length, kind):
+    model = small_net()
+    stream, other = StreamingEnhancer(model), StreamingEnhancer(model)
+    loud = torch.full((length,), 1e18)
+    with pytest.raises(ValueError, match=r"within 1e\+06 times full scale \(got 1e\+18\)"):
+        stream.push(loud.numpy() if kind == "numpy" else loud)
+    samples = torch.randn(1024)
+    assert torch.equal(stream.push(samples), other.push(samples))
+    assert torch.isfinite(stream.push(torch.full((512,), 1e6))).all()

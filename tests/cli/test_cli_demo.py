@@ -46,6 +46,18 @@ def test_the_clip_that_comes_along_is_enhanced_scored_and_drawn(tmp_path, option
     assert all(float(rows[name].split("│")[-2]) > 1.0 for name in ("noisy", "static", "pruned"))
 
 
+def test_networks_of_one_file_name_go_by_their_folders_too(tmp_path):
+    paths = {site: tmp_path / site / "best" for site in ("none", "output", "hidden")}
+    for site, path in paths.items():
+        save(small_net(site), path)
+    pruned = ["--pruned", paths["output"], "--pruned", paths["hidden"]]
+    result = dyncp("demo", "-o", tmp_path / "out", "--static", paths["none"], *pruned, "--seconds", "0.1")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "hidden-best.wav").exists()
+    twice = dyncp("demo", "-o", tmp_path / "out", "--static", paths["none"], "--pruned", paths["none"])
+    assert "the networks must differ" in twice.output
+
+
 def test_ones_own_recording_needs_no_reference(tmp_path, options):
     samples = 0.1 * np.random.default_rng(0).standard_normal((2, 44100)).astype(np.float32)
     write_audio(tmp_path / "mine.wav", samples, 44100)

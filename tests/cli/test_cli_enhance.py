@@ -117,7 +117,7 @@ def test_an_input_is_never_overwritten(tmp_path, model_path):
     before = (tmp_path / "a.wav").read_bytes()
     result = dyncp("enhance", tmp_path, "-o", tmp_path, "--model", model_path)
     assert result.exit_code == 1
-    assert "output must not overwrite its input" in result.output
+    assert "output must not overwrite an input" in result.output
     assert (tmp_path / "a.wav").read_bytes() == before
 
 
@@ -191,3 +191,46 @@ def test_missing_typer_is_one_clear_line():
     assert result.stderr.strip().splitlines()[-1].startswith("dyncp: typer is needed")
     assert "dyncp_kernels[cli]" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("second", ["b/x.wav", "b/x.flac"])
+def test_another_input_is_not_overwritten_before_its_turn(tmp_path, model_path, second):
+    for name, seed in (("a/x.wav", 1), (second, 2)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_audio(tmp_path / name, noise(0.3, seed=seed), 16000)
+    before = (tmp_path / second).read_bytes()
+    inputs = (tmp_path / "a" / "x.wav", tmp_path / second)
+    result = dyncp("enhance", *inputs, "-o", tmp_path / "b", "--model", model_path)
+    assert result.exit_code == 1
+    assert "output must not overwrite an input" in result.output
+    assert (tmp_path / second).read_bytes() == before
+
+
+def test_what_an_earlier_run_wrote_below_the_inputs_is_no_input(tmp_path, model_path):
+    write_audio(tmp_path / "a.wav", noise(0.3), 16000)
+    for _ in range(2):
+        assert dyncp("enhance", tmp_path, "-o", tmp_path / "done", "--model", model_path).exit_code == 0
+    assert [path.name for path in (tmp_path / "done").rglob("*")] == ["a.wav"]
+
+
+def test_an_mp3_is_read_and_becomes_a_file_that_can_be_written(tmp_path, model_path):
+    soundfile = pytest.importorskip("soundfile")
+    if "MP3" not in soundfile.available_formats():
+        pytest.skip("this libsndfile has no MP3")
+    soundfile.write(tmp_path / "a.mp3", noise(0.5), 16000)
+    result = dyncp("enhance", tmp_path / "a.mp3", "-o", tmp_path / "out", "--model", model_path)
+    assert result.exit_code == 0, result.output
+    assert audio_info(tmp_path / "out" / "a.wav").subtype == "PCM_16"
+    refused = dyncp("enhance", tmp_path / "a.mp3", "-o", tmp_path / "b.mp3", "--model", model_path)
+    assert refused.exit_code == 1
+    assert "--out must be a folder or end in one of" in refused.output
+    assert not (tmp_path / "b.mp3").exists()
+
+
+def test_absurdly_loud_files_do_not_stop_the_rest(tmp_path, model_path):
+    write_audio(tmp_path / "a.wav", 1e30 * noise(0.3), 16000, subtype="FLOAT")
+    write_audio(tmp_path / "b.wav", noise(0.3), 16000)
+    result = dyncp("enhance", tmp_path, "-o", tmp_path / "out", "--model", model_path)
+    assert result.exit_code == 1
+    assert "a.wav: samples must be within 1e+06 times full scale" in result.output
+    assert (tmp_path / "out" / "b.wav").exists()

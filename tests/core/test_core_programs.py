@@ -49,23 +49,21 @@ def native_objects(package_setup):
 
 
 @pytest.fixture(scope="module")
-def arm_objects(tmp_path_factory, package_setup):
-    """Those for aarch64, where every warning is an error."""
+def arm_core(tmp_path_factory, package_setup):
+    """Folder with library and example for aarch64, where every warning is an error."""
+    if not (shutil.which(ARM_COMPILER) and shutil.which(ARM_EMULATOR)):
+        pytest.skip(f"NEON is tested with {ARM_COMPILER} and {ARM_EMULATOR}")
     folder = tmp_path_factory.mktemp("arm")
-    plain = package_setup.core_jobs([ARM_COMPILER], "aarch64", folder)
-    jobs = [job._replace(flags=[*job.flags, *WARNINGS]) for job in plain]
-    package_setup.compile_changed(jobs)
-    return [str(job.target) for job in jobs]
+    package_setup.build_core([ARM_COMPILER], folder, folder / "objects", [*WARNINGS, "-static"])
+    return folder
 
 
 @pytest.fixture(scope="module")
-def example(compiler, native_objects, tmp_path_factory):
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc is needed to build the example")
-    folder = tmp_path_factory.mktemp("example")
-    source, target = CSRC / "example" / "enhance_wav.c", folder / "enhance_wav.o"
-    subprocess.run(["gcc", "-O2", "-std=c99", *WARNINGS, f"-I{CSRC}", "-c", source, "-o", target], check=True)
-    subprocess.run([*compiler, target, *native_objects, "-o", folder / "enhance_wav"], check=True)
+def example(compiler, tmp_path_factory, package_setup):
+    """The C example, as `make core` builds it."""
+    folder = tmp_path_factory.mktemp("core")
+    with package_setup.building():
+        package_setup.build_core(shlex.split(package_setup.find_compiler()), folder)
     return folder / "enhance_wav"
 
 
@@ -88,24 +86,45 @@ def test_core_equals_plain_loops_on_every_instruction_set(compiler, native_objec
     assert part != "stream" or "are not read" in printed
 
 
-@pytest.mark.skipif(
-    not (shutil.which(ARM_COMPILER) and shutil.which(ARM_EMULATOR)),
-    reason=f"NEON is tested with {ARM_COMPILER} and {ARM_EMULATOR}",
-)
 @pytest.mark.parametrize("part", PARTS)
-def test_core_equals_plain_loops_as_neon_code(arm_objects, tmp_path, part):
+def test_core_equals_plain_loops_as_neon_code(arm_core, tmp_path, part):
     # The emulator maps pages as it likes, so pages are taken away natively only.
     arguments = ["--no-page-protection"] if part == "stream" else []
-    printed = run_self_test(part, tmp_path, [ARM_COMPILER, "-static"], arm_objects, [ARM_EMULATOR], arguments)
+    objects = [str(path) for path in sorted((arm_core / "objects").glob("*.o"))]
+    printed = run_self_test(part, tmp_path, [ARM_COMPILER, "-static"], objects, [ARM_EMULATOR], arguments)
     assert "ok   neon" in printed
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_c_example_enhances_a_file_as_python_does(example, tmp_path, dtype):
+def gated_model() -> ConvFSENet:
     torch.manual_seed(0)
     model = ConvFSENet(site="hidden").eval()
     for block in model.blocks:
         torch.nn.init.normal_(block.gate.expand.bias, 0.0, 0.3)
+    return model
+
+
+def test_header_and_example_are_plain_c():
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is needed to check C")
+    source = CSRC / "example" / "enhance_wav.c"
+    subprocess.run(["gcc", "-std=c99", "-pedantic", *WARNINGS, f"-I{CSRC}", "-fsyntax-only", source], check=True)
+
+
+def test_c_example_for_arm_enhances_a_file_as_python_does(arm_core, tmp_path):
+    model = gated_model()
+    model.calibration = [(0.1, -1.0), (0.9, 0.5)]
+    samples = (torch.randn(3000) * 0.1).numpy()
+    save_folded(model, tmp_path / "model.safetensors")
+    write_wav(tmp_path / "noisy.wav", samples)
+    files = [tmp_path / name for name in ("model.safetensors", "noisy.wav", "clean.wav")]
+    subprocess.run([ARM_EMULATOR, arm_core / "enhance_wav", *files, "float32", "0.3"], check=True)
+    got = np.frombuffer((tmp_path / "clean.wav").read_bytes()[44:], "<f4")
+    np.testing.assert_allclose(got, enhance(model, samples, budget=0.3), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_c_example_enhances_a_file_as_python_does(example, tmp_path, dtype):
+    model = gated_model()
     samples = (torch.randn(5000) * 0.1).numpy()
     if dtype == np.int16:
         samples = np.round(samples * 32767).astype(np.int16)

@@ -458,6 +458,15 @@ def test_one_frame_is_the_same_in_any_form_and_wrong_ones_are_refused():
             engine.push_hop(wrong)
 
 
+def test_numpy_samples_are_written_to_a_given_tensor():
+    folded = network(site="both", stacks=1)
+    samples = torch.randn(folded.config.hop)
+    out = torch.zeros_like(samples)
+    returned = StreamEngine(folded).push_hop(samples.numpy(), out)
+    assert torch.equal(out, StreamEngine(folded).push_hop(samples))
+    assert torch.equal(torch.from_numpy(returned), out)
+
+
 @pytest.mark.skipif(engine_module._step is None, reason="built without Python's headers")
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_the_short_way_and_the_ops_give_the_same(count):

@@ -1,5 +1,6 @@
 """Model files through the C interface: valid ones run, damaged and hostile ones are refused with a message."""
 
+import copy
 import ctypes
 import json
 import random
@@ -9,7 +10,7 @@ import torch
 
 from dyncp_kernels import _extension
 from dyncp_kernels.engine import StreamEngine, folded_bytes, save_folded
-from dyncp_kernels.nn import ConvFSENet
+from dyncp_kernels.nn import ConvFSENet, shift_for_budget
 
 pytestmark = pytest.mark.skipif(not _extension.extension_loaded(), reason="the native extension is not built")
 
@@ -33,6 +34,7 @@ def core():
     library.dyncp_model_free.argtypes = [ctypes.c_void_p]
     library.dyncp_stream_free.argtypes = [ctypes.c_void_p]
     library.dyncp_stream_set_shift.argtypes = [ctypes.c_void_p, ctypes.c_float]
+    library.dyncp_stream_set_budget.argtypes = [ctypes.c_void_p, ctypes.c_float]
     return library
 
 
@@ -97,6 +99,37 @@ def test_c_interface_streams_what_python_streams(core, model, tmp_path):
     engine.reset()
     assert list(enhanced) == engine.push_hop(samples).tolist()
     core.dyncp_stream_free(stream)
+
+
+def test_a_budget_is_the_shift_that_python_takes_for_it(core, model):
+    model = copy.deepcopy(model)
+    model.calibration = [(0.1, -2.0), (0.4, -0.5), (0.9, 1.0)]
+    content, frame = folded_bytes(model), torch.rand(17)
+    handle, stream = ctypes.c_void_p(), ctypes.c_void_p()
+    assert core.dyncp_model_parse(content, ctypes.c_int64(len(content)), b"float32", ctypes.byref(handle)) == OK
+    assert core.dyncp_stream_create(handle, ctypes.byref(stream)) == OK
+    for budget in (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0):  # the same in float32 and float64
+        assert core.dyncp_stream_reset(stream) == OK
+        assert core.dyncp_stream_set_budget(stream, budget) == OK
+        mask = (ctypes.c_float * 17)()
+        assert core.dyncp_stream_push_frame(stream, (ctypes.c_float * 17)(*frame.tolist()), mask) == OK
+        wanted = StreamEngine(model, shift=shift_for_budget(model.calibration, budget)).step(frame)
+        assert list(mask) == wanted.tolist()
+    for budget in (-0.1, 1.1, float("nan")):
+        assert core.dyncp_stream_set_budget(stream, budget) == INVALID_ARGUMENT
+    core.dyncp_stream_free(stream)
+    core.dyncp_model_free(handle)
+
+
+def test_a_budget_needs_a_calibration(core, model):
+    content = folded_bytes(model)
+    handle, stream = ctypes.c_void_p(), ctypes.c_void_p()
+    assert core.dyncp_model_parse(content, ctypes.c_int64(len(content)), b"float32", ctypes.byref(handle)) == OK
+    assert core.dyncp_stream_create(handle, ctypes.byref(stream)) == OK
+    assert core.dyncp_stream_set_budget(stream, 0.5) == INVALID_ARGUMENT
+    assert b"must have gates and a calibration" in core.dyncp_last_error()
+    core.dyncp_stream_free(stream)
+    core.dyncp_model_free(handle)
 
 
 def test_many_streams_in_one_call_equal_each_of_them_alone(core, model):
@@ -228,6 +261,13 @@ def change_config(**values):
         (change_config(gate_pooling="global"), "gate_pooling that streaming cannot run"),
         (change_config(gate_per="utterance"), "gate_per that streaming cannot run"),
         (change_config(site="left"), "site that streaming cannot run"),
+        (lambda h: h["__metadata__"].update(calibration="[[0.1, 0], [0.1, 1]]"), "calibration must be pairs"),
+        (lambda h: h["__metadata__"].update(calibration="[[0.1]]"), "calibration must be pairs"),
+        (lambda h: h["__metadata__"].update(calibration="[0.1, 0.2]"), "calibration must be pairs"),
+        (lambda h: h["__metadata__"].update(calibration='[["a", 0]]'), "calibration must be pairs"),
+        (lambda h: h["__metadata__"].update(calibration="[[0.1, 1e999]]"), "calibration must be pairs"),
+        (lambda h: h["__metadata__"].update(calibration="{}"), "calibration must be pairs"),
+        (lambda h: h["__metadata__"].update(calibration="["), "JSON"),
     ],
 )
 def test_hostile_headers_are_refused_by_name(core, model, edit, message):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,66 @@ def test_train_command_refuses_a_config_without_data(tmp_path: Path) -> None:
     result = CliRunner().invoke(build_app(), ["train", "static", "-o", str(tmp_path / "run")])
     assert result.exit_code == 1
     assert "exactly one of voicebank" in result.output
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for kind, folder in zip(("clean", "noisy"), folders):
+        for speaker in ("A", "B"):
+            (tmp_path / kind / speaker).mkdir(parents=True)
+            shutil.copy(folder / "0.wav", tmp_path / kind / speaker / "1.wav")
+    report = score(_model("none").fold(), find_pairs(tmp_path / "clean", tmp_path / "noisy"))
+    assert [utterance.name for utterance in report.utterances] == ["A/1", "B/1"]
+
+
+def test_a_file_that_cannot_be_scored_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for kind, folder in zip(("clean", "noisy"), folders):
+        (tmp_path / kind).mkdir()
+        samples, _ = sf.read(folder / "0.wav")
+        sf.write(tmp_path / kind / "quiet.wav", samples * (kind == "noisy"), RATE)
+    with pytest.raises(ValueError, match=r"quiet\.wav: .*clean must not be silent"):
+        score(_model("none").fold(), find_pairs(tmp_path / "clean", tmp_path / "noisy"))
+
+
+def test_a_model_of_another_rate_is_scored_at_the_rates_of_the_measures(folders: tuple[Path, Path]) -> None:
+    torch.manual_seed(0)
+    config = {"bins": 769, "n_fft": 1536, "hop": 768, "sample_rate": 48000}
+    wide = _pass_through(ConvFSENet(channels=12, hidden=16, stacks=1, **config).eval())
+    at_48, at_16 = (score(model.fold(), find_pairs(*folders)) for model in (wide, _pass_through(_model("none"))))
+    for got, expected in zip(at_48.utterances, at_16.utterances):
+        assert got.noisy_pesq == pytest.approx(expected.noisy_pesq, abs=0.03)
+        assert got.noisy_stoi == pytest.approx(expected.noisy_stoi, abs=0.01)
+
+
+def test_a_perfect_file_makes_the_mean_infinite_and_no_error(folders: tuple[Path, Path]) -> None:
+    clean, _ = folders
+    report = score(_pass_through(_model("none")).fold(), [(clean / "0.wav", clean / "0.wav")])
+    assert report.means()["noisy_si_sdr"].mean == np.inf
+
+
+@pytest.mark.parametrize("option", ["-o", "--summary", "--masks"])
+def test_eval_command_refuses_a_missing_folder_before_it_scores(
+    folders: tuple[Path, Path], tmp_path: Path, option: str
+) -> None:
+    model, path = save(_model("hidden"), tmp_path / "m"), tmp_path / "no" / "file"
+    clean, noisy = folders
+    arguments = ["eval", str(model), "--clean", str(clean), "--noisy", str(noisy), option, str(path)]
+    result = CliRunner().invoke(build_app(), arguments)
+    assert result.exit_code == 1
+    assert "its folder must exist" in result.output
+    assert "PESQ" not in result.output
+
+
+def test_train_command_takes_seed_0_and_keeps_the_training_data_of_the_file(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    clean, noisy = folders
+    (tmp_path / "run.toml").write_text(
+        "steps = 1\nbatch = 1\nseed = 7\n[model]\nchannels = 12\nhidden = 16\nstacks = 1\n"
+        f"[data]\nclean = '{clean}'\nnoisy = '{noisy}'\nseconds = 0.5\n"
+    )
+    options = ["--seed", "0", "--valid-clean", str(clean), "--valid-noisy", str(noisy)]
+    result = CliRunner().invoke(
+        build_app(), ["train", str(tmp_path / "run.toml"), "-o", str(tmp_path / "run"), *options]
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 0

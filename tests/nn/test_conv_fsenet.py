@@ -230,6 +230,10 @@ def test_broken_model_files_are_refused_by_name(tmp_path) -> None:
     text.write_text(json.dumps(values))
     with pytest.raises(ValueError, match="must have shape"):
         load(path)
+    for broken in ({"config": None}, {"config": {"channels": "12"}}, {"calibration": [[None, 0]]}):
+        text.write_text(json.dumps({**values, **broken}))
+        with pytest.raises(ValueError, match=r"net\.json: a model config must describe a Conv-FSENet"):
+            load(path)
     text.write_text("{")
     with pytest.raises(ValueError, match="valid JSON"):
         load(path)
@@ -239,6 +243,12 @@ def test_broken_model_files_are_refused_by_name(tmp_path) -> None:
     text.unlink()
     with pytest.raises(FileNotFoundError, match="config beside its tensors"):
         load(path)
+
+
+def test_a_folded_model_is_not_saved_as_a_trainable_one(tmp_path) -> None:
+    with pytest.raises(TypeError, match="save_folded writes folded ones"):
+        save(_trained().fold(), tmp_path / "net")
+    assert not list(tmp_path.iterdir())
 
 
 def test_warm_start_copies_all_but_the_gates() -> None:

@@ -5,6 +5,7 @@ import torch
 
 from dyncp_kernels.nn import ChannelGate, GatePool, StaticGate, binarize
 from dyncp_kernels.nn.surrogates import SURROGATES
+from dyncp_kernels.ops.pooling import pool_over_time
 
 CAUSAL = ["average", "exponential", "window"]
 
@@ -34,6 +35,14 @@ def _pool_by_definition(kind: str, window: int, x: torch.Tensor) -> torch.Tensor
 def test_pooling_follows_its_definition(kind: str, window: int, frames: int) -> None:
     x = torch.randn(2, 3, frames, dtype=torch.float64)
     torch.testing.assert_close(GatePool(kind, window)(x), _pool_by_definition(kind, window, x))
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, "centred", "global"])
+@pytest.mark.parametrize("shape", [(20,), (3, 20), (2, 3, 4, 20)])
+def test_pooling_takes_any_shape(kind: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    expected = torch.stack([pool_over_time(row[None, None], kind, 4)[0, 0] for row in x.reshape(-1, 20)])
+    torch.testing.assert_close(pool_over_time(x, kind, 4), expected.reshape(shape))
 
 
 @pytest.mark.parametrize("kind", CAUSAL)

@@ -129,6 +129,14 @@ def test_gradients_do_not_depend_on_the_number_of_threads(make_block, case, with
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
+def test_second_derivatives_are_refused_rather_than_zero(make_block):
+    block = make_block()
+    arguments, wanted = leaves(block)
+    y = ops.gated_conv(*arguments, **block.options)
+    with pytest.raises(RuntimeError, match="gated_conv_backward: no argument may require a gradient"):
+        torch.autograd.grad(y.square().sum(), wanted, create_graph=True)
+
+
 @pytest.mark.parametrize(("batch", "frames"), [(0, 5), (2, 0)])
 def test_an_empty_batch_or_clip_gives_zero_gradients(make_block, batch, frames):
     arguments, differentiable = leaves(make_block(batch=batch, frames=frames, gates="float"))

@@ -107,6 +107,15 @@ def test_find_pairs_matches_names_across_formats_and_folders(tmp_path: Path) -> 
     assert find_pairs(tmp_path / "c", tmp_path / "n") == [(clean, noisy)]
 
 
+def test_files_that_differ_in_their_suffix_only_are_refused_and_hidden_ones_ignored(tmp_path: Path) -> None:
+    for name in ("c/a.wav", "n/a.wav", "n/._a.wav"):
+        _write(tmp_path / name, _noise(0, 0.1))
+    assert len(find_pairs(tmp_path / "c", tmp_path / "n")) == 1
+    _write(tmp_path / "c/a.flac", _noise(0, 0.1))
+    with pytest.raises(ValueError, match="names must differ in more than their suffix"):
+        find_pairs(tmp_path / "c", tmp_path / "n")
+
+
 def test_unpaired_and_missing_data_are_refused_by_name(tmp_path: Path) -> None:
     _write(tmp_path / "c/a.wav", _noise(0, 0.1))
     _write(tmp_path / "n/b.wav", _noise(0, 0.1))

@@ -17,7 +17,8 @@ sf = pytest.importorskip("soundfile")
 for module in ("rich", "safetensors", "pesq"):
     pytest.importorskip(module)
 RATE = 16000
-RECIPES = ["static", "narrow", "dyncp_output", "dyncp_hidden"]
+RECIPES = {"static": "none", "narrow": "none", "dyncp_output": "output", "dyncp_hidden": "hidden"}
+RECIPES["dyncp_scalable"] = "hidden"
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +81,15 @@ def test_dcp_loss_drives_usage_to_the_target(data: DataConfig, tmp_path: Path) -
     assert load(best).calibration
 
 
+def test_training_for_budgets_lets_a_shift_open_and_close_channels(data: DataConfig, tmp_path: Path) -> None:
+    gate_loss = GateLossConfig(target=0.4, weight=20.0, ramp_steps=20, budgets=(0.1, 1.0))
+    config = _run(data, steps=160, validate_every=160, learning_rate=1e-2, gate_loss=gate_loss)
+    train(config, tmp_path, progress=False)
+    usages = [usage for usage, _ in load(tmp_path / "best").calibration]
+    assert usages[0] < 0.2
+    assert usages[-1] > 0.9
+
+
 def test_a_resumed_run_continues_exactly(data: DataConfig, tmp_path: Path) -> None:
     config = _run(data)
     train(config, tmp_path / "whole", progress=False)
@@ -97,6 +107,30 @@ def test_a_folder_with_another_run_is_refused(data: DataConfig, tmp_path: Path) 
     Trainer(_run(data), tmp_path)
     with pytest.raises(ValueError, match="must have the same config"):
         Trainer(_run(data, seed=1), tmp_path)
+
+
+def test_a_mistyped_data_folder_does_not_claim_the_folder_of_the_run(data: DataConfig, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="data folder must exist"):
+        Trainer(_run(replace(data, speech=f"{data.speech}-typo")), tmp_path)
+    assert Trainer(_run(data), tmp_path).step == 0
+
+
+def test_a_file_that_cannot_be_scored_is_named_and_costs_no_steps(data: DataConfig, tmp_path: Path) -> None:
+    for folder in ("clean", "noisy"):
+        (tmp_path / folder).mkdir()
+        sf.write(tmp_path / folder / "quiet.wav", np.zeros(RATE), RATE)
+    valid = {"valid_clean": str(tmp_path / "clean"), "valid_noisy": str(tmp_path / "noisy")}
+    with pytest.raises(ValueError, match=r"quiet\.wav: .*must not be silent"):
+        train(_run(replace(data, **valid)), tmp_path / "run", progress=False)
+    assert Trainer(_run(replace(data, **valid)), tmp_path / "run").step == 4
+
+
+def test_validation_cuts_a_pair_to_its_shorter_file(data: DataConfig, tmp_path: Path) -> None:
+    for folder, extra in (("clean", 300), ("noisy", 0)):
+        (tmp_path / folder).mkdir()
+        sf.write(tmp_path / folder / "0.wav", _speechlike(1, 2.0)[: 2 * RATE - 300 + extra], RATE)
+    valid = {"valid_clean": str(tmp_path / "clean"), "valid_noisy": str(tmp_path / "noisy")}
+    assert Trainer(_run(replace(data, **valid)), tmp_path / "run").validate()["valid_pesq"] > 1.0
 
 
 def test_warm_start_begins_at_the_static_network_with_open_gates(data: DataConfig, tmp_path: Path) -> None:
@@ -129,7 +163,7 @@ def test_recipes_load_by_name_with_data_from_outside(recipe: str, tmp_path: Path
     config = load_train_config(recipe, {"data": {"voicebank": str(tmp_path)}, "seed": 7})
     assert config.seed == 7
     assert config.data.voicebank == str(tmp_path)
-    assert config.model.site == (recipe.removeprefix("dyncp_") if recipe.startswith("dyncp_") else "none")
+    assert config.model.site == RECIPES[recipe]
 
 
 def test_paths_are_relative_to_the_config_file(tmp_path: Path) -> None:
@@ -137,6 +171,9 @@ def test_paths_are_relative_to_the_config_file(tmp_path: Path) -> None:
     path.write_text('[data]\nvoicebank = "vb"\nseconds = 2.0\n')
     config = load_train_config(path)
     assert config.data.voicebank == str(tmp_path / "vb")
+    (tmp_path / "net.safetensors").touch()
+    for name in ("net", "net.safetensors"):
+        assert load_train_config(path, {"warm_start": name}).warm_start == str(tmp_path / name)
     given = load_train_config(path, {"data": {"clean": "/c", "noisy": "/n"}})
     assert given.data == replace(config.data, voicebank=None, clean="/c", noisy="/n")
 
@@ -149,6 +186,11 @@ def test_paths_are_relative_to_the_config_file(tmp_path: Path) -> None:
         ("[data]\nvoicebonk = 'x'", "known fields"),
         ("steps = 0\n[data]\nvoicebank = 'x'", "steps must be at least 1"),
         ("[gate_loss]\ntarget = 2.0\n[data]\nvoicebank = 'x'", "target must be between 0 and 1"),
+        ("[gate_loss]\nrampsteps = 2\n[data]\nvoicebank = 'x'", r"gate_loss config: .*\['rampsteps'\]"),
+        ("[data]\nvoicebank = 'x'\nseconds = '1'", "must have the types of their fields"),
+        ("steps = 5\n[model]\nsite = 'hidden'\n[gate_loss]\nramp_steps = 5\n[data]\nvoicebank = 'x'", "below steps"),
+        ("[gate_loss]\nbudgets = [0.5, 0.1]\n[data]\nvoicebank = 'x'", "budgets must rise within 0 and 1"),
+        ("batch = 6\n[gate_loss]\nbudgets = [0.1, 1.0]\n[data]\nvoicebank = 'x'", "batch must be a multiple of 4"),
     ],
 )
 def test_bad_configs_are_refused(tmp_path: Path, text: str, message: str) -> None:

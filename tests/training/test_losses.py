@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from dyncp_kernels.nn import BlockGates
-from dyncp_kernels.training.config import GateLossConfig
 from dyncp_kernels.training.losses import active_level, compressed_spectral_loss, dcp_loss, spectral_target, usage
 
 
@@ -38,11 +37,12 @@ def test_active_level_of_a_soft_clip_is_its_rms_and_never_zero() -> None:
 def test_dcp_loss_is_the_mean_squared_distance_from_the_target() -> None:
     half, none = torch.tensor([[[1.0], [0.0]]]), torch.zeros(1, 4, 3)
     gates = [BlockGates(half, None), BlockGates(None, none)]
-    assert usage(gates).tolist() == [0.5, 0.0]
-    assert dcp_loss(gates, 0.25).item() == pytest.approx((0.25**2 + 0.25**2) / 2)
+    assert usage(gates).tolist() == [[0.5], [0.0]]
+    assert dcp_loss(gates, torch.tensor([0.25])).item() == pytest.approx((0.25**2 + 0.25**2) / 2)
 
 
-def test_target_ramps_linearly_from_one() -> None:
-    config = GateLossConfig(target=0.25, ramp_steps=100)
-    assert [config.target_at(s) for s in (0, 50, 100, 1000)] == [1.0, 0.625, 0.25, 0.25]
-    assert GateLossConfig(target=0.25).target_at(0) == 0.25
+def test_dcp_loss_holds_each_part_of_a_batch_to_its_own_target() -> None:
+    first, second = torch.zeros(2, 4, 3), torch.ones(2, 4, 3)
+    gates = [BlockGates(torch.cat([first, second]), None)]
+    assert usage(gates, 2).tolist() == [[0.0, 1.0]]
+    assert dcp_loss(gates, torch.tensor([0.25, 0.5])).item() == pytest.approx((0.25**2 + 0.5**2) / 2)

@@ -51,6 +51,7 @@ ENGINES: dict[str, Engine] = {
             _lazily("pytorch", "compiled_offline"),
             slow_start=True,
         ),
+        Engine("AOTInductor", _lazily("pytorch", "ahead_of_time_stream"), slow_start=True),
         Engine(
             "ONNX Runtime",
             _lazily("onnx_runtime", "stream"),

@@ -40,6 +40,7 @@ class GraphStream(Run):
             self._gate_input = np.zeros_like(self._gates[0])
             fixed["gates"] = self._gate_input
         self._runs = [prepare({**fixed, **arrays}) for arrays in self._rings.positions]
+        self.buffers = len(self._runs)
         self.reset()
 
     def reset(self) -> None:
@@ -73,6 +74,7 @@ class GraphChunks(Run):
         self._windows = TapWindows(work.config, frames)
         fixed = {"features": self._input, "mask": self._mask}
         self._runs = [prepare({**fixed, **arrays}) for arrays in self._windows.positions]
+        self.buffers = len(self._runs)
         self.reset()
 
     def reset(self) -> None:

@@ -17,7 +17,13 @@ __all__ = ["Engine", "Run", "flat_gates"]
 
 
 class Run(ABC):
-    """A prepared engine. Everything that can be done once is done; a call does what every frame or batch needs."""
+    """A prepared engine. Everything that can be done once is done; a call does what every frame or batch needs.
+
+    Attributes:
+        buffers: sets of buffers that calls use in turn; only after as many calls do the caches hold them all.
+    """
+
+    buffers: int = 0
 
     def reset(self) -> None:  # noqa: B027
         """Forget the stream so far."""
