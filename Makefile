@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | gpu | wheel | clean. Each target does its own set-up; a second run reuses it.
+# make demo | test | lint | bench | gpu | core | wheel | clean. Each target does its own set-up; a second run reuses it.
 #
 #   PYTHON         interpreter that makes the virtual environment (3.10 or newer)
 #   VENV           where the virtual environment goes
@@ -8,6 +8,8 @@
 #   BENCH_OUT      where `make bench` writes its results
 #   GPU_PYTHON     interpreter with torch for CUDA, for `make gpu`; no virtual environment is made
 #   GPU_SECONDS    time for all of `make gpu`
+#   CXX            C++ compiler, for `make core` a cross compiler, too
+#   CORE_OUT       where `make core` puts the library, its header and the example
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,10 +19,11 @@ TESTS ?= tests
 BENCH_OUT ?= bench-out
 GPU_PYTHON ?= python3
 GPU_SECONDS ?= 460
+CORE_OUT ?= build/core
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup build demo test lint bench gpu wheel clean
+.PHONY: setup build demo test lint bench gpu core wheel clean
 
 setup: $(VENV)/.ready
 
@@ -57,6 +60,10 @@ bench: build
 # Builds, tests and measures on a GPU with the interpreter found there; needs no network.
 gpu:
 	$(GPU_PYTHON) benchmarks/run_gpu.py --seconds $(GPU_SECONDS)
+
+# The streaming engine for programs without Python and torch: libdyncp.a, dyncp.h and the example enhance_wav.
+core: setup
+	$(BIN)/python setup.py --quiet build_core --folder $(CORE_OUT)
 
 wheel: setup
 	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

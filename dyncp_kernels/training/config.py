@@ -85,9 +85,9 @@ class GateLossConfig:
         target: share of channels to keep, Phi_trgt.
         weight: factor on L_DCP.
         ramp_steps: steps over which targets fall linearly from 1 to their values.
-        budgets: range of targets that half of every batch is trained for, so that the network keeps its quality when
-            a run-time budget shifts its gate scores; the other half is trained for ``target``. None for ``target``
-            alone.
+        budgets: range of targets, around ``target``, that half of every batch is trained for, so that the network
+            keeps its quality when a run-time budget shifts its gate scores; the other half is trained for ``target``.
+            None for ``target`` alone.
     """
 
     target: float = 0.25
@@ -102,8 +102,11 @@ class GateLossConfig:
         if self.budgets is not None:
             object.__setattr__(self, "budgets", tuple(self.budgets))
             low, high = self.budgets
-            if not 0 <= low <= high <= 1:
-                raise ValueError(f"GateLossConfig: budgets must rise within 0 and 1 (got {list(self.budgets)})")
+            if not 0 <= low <= self.target <= high <= 1:
+                raise ValueError(
+                    f"GateLossConfig: budgets must be two shares with target between them (got {list(self.budgets)} "
+                    f"and {self.target})"
+                )
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ class TrainConfig:
         gradient_clip: largest gradient norm.
         seed: of everything random.
         warm_start: model to start from (a name or a path); gates that it lacks start open.
+        freeze_norm: keep the statistics of BatchNorm that the model to start from has. Statistics of a batch in which
+            several budgets meet are those of none of them.
         validate_every: steps between validations and checkpoints.
         compile: run the training step through ``torch.compile``.
         bfloat16: autocast the network to bfloat16.
@@ -140,6 +145,7 @@ class TrainConfig:
     gradient_clip: float = 5.0
     seed: int = 0
     warm_start: str | None = None
+    freeze_norm: bool = False
     validate_every: int = 1000
     compile: bool = False
     bfloat16: bool = False
@@ -154,6 +160,8 @@ class TrainConfig:
                 f"TrainConfig: gate_loss.ramp_steps must be below steps (got {self.gate_loss.ramp_steps} and "
                 f"{self.steps}): a model that still keeps more channels than wished is no result"
             )
+        if self.freeze_norm and self.warm_start is None:
+            raise ValueError("TrainConfig: freeze_norm needs a warm_start, whose statistics stay (got none)")
         if self.gate_loss.budgets is not None and self.batch % 4:
             raise ValueError(f"TrainConfig: with budgets, batch must be a multiple of 4 (got {self.batch})")
 

@@ -113,7 +113,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step; returns its loss, learning rate and usage."""
         config = self.config
-        self.model.train()
+        self._to_training()
         torch.manual_seed(config.seed * 1_000_003 + self.step)
         rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
@@ -127,6 +127,12 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         return {"loss": spectral.item(), "usage": used.item(), "learning_rate": rate}
+
+    def _to_training(self) -> None:
+        self.model.train()
+        for module in self.model.modules():
+            if self.config.freeze_norm and isinstance(module, nn.BatchNorm1d):
+                module.eval()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

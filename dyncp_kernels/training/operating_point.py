@@ -34,8 +34,8 @@ def operating_point(config: GateLossConfig, batch: int, step: int, generator: to
     """Targets and shifts of a training step.
 
     Without ``config.budgets`` the whole batch has one target and no shift. With them its first half has, and its last
-    two quarters have a budget each, drawn uniformly; it is their target, and their shift is by how much its logit
-    exceeds that of the first target.
+    two quarters have a budget each, drawn uniformly below and above the target; it is their target, and their shift is
+    by how much its logit exceeds that of the first target.
 
     Args:
         config: of L_DCP.
@@ -45,8 +45,8 @@ def operating_point(config: GateLossConfig, batch: int, step: int, generator: to
     """
     budgets = torch.tensor([config.target])
     if config.budgets is not None:
-        low, high = config.budgets
-        drawn = low + (high - low) * torch.rand(2, generator=generator)
+        ends = torch.tensor(config.budgets)
+        drawn = config.target + (ends - config.target) * torch.rand(2, generator=generator)
         budgets = torch.cat([budgets.expand(2), drawn])
     ramp = min(step / config.ramp_steps, 1.0) if config.ramp_steps else 1.0
     targets = 1.0 + (budgets - 1.0) * ramp

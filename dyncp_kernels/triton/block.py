@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from dyncp_kernels.triton.depthwise import depthwise
 from dyncp_kernels.triton.launches import (
     ChannelList,
+    common_vector,
     is_constant,
+    is_tracing,
     kernel,
     list_of,
     or_else,
@@ -46,9 +46,11 @@ class Block:
         self.b_in = None if b_in is None else b_in.contiguous()
         self.w_dw = w_dw.contiguous()
         self.b_dw = None if b_dw is None else b_dw.contiguous()
-        # Columns of open channels are read in one piece each.
-        gathers_columns = hidden_gate is not None and w_out.stride(0) != 1
-        self.w_out = w_out.t().contiguous().t() if gathers_columns else w_out
+        # Columns of open hidden channels are read in one piece each, or else rows of open output channels.
+        if hidden_gate is not None:
+            self.w_out = w_out.t().contiguous().t()
+        else:
+            self.w_out = w_out if out_gate is None else w_out.contiguous()
         self.b_out = None if b_out is None else b_out.contiguous()
         self.slope_in = slope_in
         self.slope_dw = slope_dw
@@ -69,13 +71,19 @@ class Block:
 
 
 def _as_bytes(gate: Tensor | None) -> Tensor | None:
-    """Booleans as bytes: kernels move those as they are and compare once."""
-    return gate.view(torch.uint8) if gate is not None and gate.dtype == torch.bool else gate
+    """Booleans as bytes: kernels move those as they are and compare once.
+
+    Not while torch.compile traces: it may compute a gate and its view in one kernel of its own, and cannot turn the one
+    type into the other there.
+    """
+    if gate is None or gate.dtype != torch.bool or is_tracing():
+        return gate
+    return gate.view(torch.uint8)
 
 
 def multiplies(gate: Tensor | None) -> bool:
     """Whether a gate's values matter beside its list: not those of booleans where a list holds for all frames."""
-    return gate is not None and not (is_constant(gate) and gate.dtype == torch.uint8)
+    return gate is not None and not (is_constant(gate) and gate.dtype in (torch.bool, torch.uint8))
 
 
 def pitch_of(frames: int) -> int:
@@ -144,7 +152,7 @@ def convolve_pointwise(
         *(x.shape[2] // x_vector, y_frames // vector),
         HAS_ROW_LIST=row_list.is_list,
         ROW_TILES=row_list.per_tile,
-        WRITES_CLOSED=other is not None,
+        WRITES_CLOSED=other is not None or gate is not None,
         HAS_DEPTH_LIST=depth_list.is_list,
         DEPTH_TILES=depth_list.per_tile,
         HAS_BIAS=bias is not None,
@@ -167,7 +175,7 @@ def convolve_pointwise(
 def convolve_depthwise(block: Block, u: Tensor, hidden_list: ChannelList, tile: RowTile, z: Tensor) -> None:
     """Write the second activation to the rows of `z` that a list names."""
     tiles = tiles_of(block.frames, tile.frames)
-    vector = math.gcd(block.frames, 16)
+    vector = common_vector(block.frames)
     kernel(depthwise)[(block.batch * tiles * tiles_of(block.hidden, tile.rows),)](
         *(u, *or_else(u, block.hidden_gate, block.w_dw, block.b_dw, block.slope_dw)),
         *(hidden_list.order, hidden_list.count, z, block.hidden, tiles, *strides_of(u), *block.hidden_gate_strides),

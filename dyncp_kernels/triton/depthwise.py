@@ -15,7 +15,7 @@ __all__ = ["convolved_tile", "depthwise", "gate_tile", "hidden_tile"]
 def gate_tile(gate, row, frame, inside, channel_stride, frame_stride, HAS_GATE: tl.constexpr):  # noqa: N803
     """The gate of a tile in its own type, 0 outside; 1 inside where there is no gate."""
     if HAS_GATE:
-        place = gate + row[:, None] * channel_stride + frame[None, :] * frame_stride
+        place = gate + row.to(tl.int64)[:, None] * channel_stride + frame[None, :] * frame_stride
         return tl.load(place, mask=inside, other=0)
     else:
         return tl.where(inside, 1.0, 0.0)
@@ -39,18 +39,16 @@ def hidden_tile(
     HAS_SLOPE: tl.constexpr,  # noqa: N803
     MULTIPLY: tl.constexpr = True,  # noqa: N803  by the gate; otherwise it only selects
 ):
-    """U at the given rows and frames, 0 outside the signal.  Values behind a closed gate are not loaded."""
+    """U at the given rows and frames, 0 outside the signal and behind a closed gate, whatever lies there."""
     inside = row_ok[:, None] & ((frame >= 0) & (frame < frames))[None, :]
     place = a + row[:, None] * a_row_stride + frame[None, :] * a_frame_stride
-    if HAS_GATE:
-        value = gate_tile(gate, row, frame, inside, gate_channel_stride, gate_frame_stride, True)
-        u = tl.load(place, mask=value != 0, other=0.0).to(tl.float32)
-    else:
-        u = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    # Loaded whole: a load that waits for the gate is one of single values.
+    u = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     if HAS_ACTIVATION:
         u = activate(u, slope, HAS_SLOPE)
-    if HAS_GATE and MULTIPLY:
-        u = select(u, value)
+    if HAS_GATE:
+        value = gate_tile(gate, row, frame, inside, gate_channel_stride, gate_frame_stride, True)
+        u = select(u, value) if MULTIPLY else tl.where(value != 0, u, 0.0)
     return u
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from dyncp_kernels.triton.block import Block, convolve_pointwise, padded_copy, pitch_of
 from dyncp_kernels.triton.depthwise_gradient import depthwise_gradient, expansion_gradient
-from dyncp_kernels.triton.launches import is_constant, kernel, list_of, or_else, strides_of, tiles_of, vector_of
+from dyncp_kernels.triton.launches import (
+    common_vector,
+    is_constant,
+    kernel,
+    list_of,
+    or_else,
+    strides_of,
+    tiles_of,
+    vector_of,
+)
 from dyncp_kernels.triton.tile_sizes import ProductTile, gradient_tiles
 from dyncp_kernels.triton.weight_gradient import weight_gradient
 
@@ -82,7 +89,7 @@ def gated_conv_backward(
     grad_row = x.new_zeros(block.taps + 2, programs, block.hidden, dtype=torch.float32)
     grad_slope = x.new_zeros(programs, block.hidden, dtype=torch.float32)
     gate, slope_in, b_dw, slope_dw = or_else(x, block.hidden_gate, block.slope_in, block.b_dw, block.slope_dw)
-    vector = math.gcd(block.frames, 16)
+    vector = common_vector(block.frames)
     lengths = (*strides_of(a), *block.hidden_gate_strides, block.frames // vector, pitch)
     options = {
         "HIDDEN_TILES": hidden_list.per_tile,

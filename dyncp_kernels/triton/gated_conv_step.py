@@ -63,7 +63,8 @@ def _launch(
     y = x.new_empty(streams, out_channels)
     if streams == 0:
         return y
-    grid = (tiles_of(streams, tile.streams), tiles_of(out_channels, tile.out_channels))
+    # Without output channels there still is the history.
+    grid = (tiles_of(streams, tile.streams), max(1, tiles_of(out_channels, tile.out_channels)))
     # Memory in which each program lists its open channels.
     order = x if hidden_gate is None else x.new_empty(*grid, hidden, dtype=torch.int32)
     b_in, b_dw, b_out = (None if bias is None else bias.contiguous() for bias in (b_in, b_dw, b_out))

@@ -12,14 +12,30 @@ from torch.library import wrap_triton
 from dyncp_kernels.triton.channel_lists import list_channels
 from dyncp_kernels.triton.tile_sizes import list_tile
 
-__all__ = ["ChannelList", "is_constant", "kernel", "list_of", "or_else", "strides_of", "tiles_of", "vector_of"]
+__all__ = [
+    "ChannelList",
+    "common_vector",
+    "is_constant",
+    "is_tracing",
+    "kernel",
+    "list_of",
+    "or_else",
+    "strides_of",
+    "tiles_of",
+    "vector_of",
+]
+
+
+def is_tracing() -> bool:
+    """Whether torch.compile traces the launches instead of running them."""
+    from torch._library.triton import is_wrap_triton_enabled
+
+    return bool(is_wrap_triton_enabled())
 
 
 def kernel(function: Any) -> Any:
     """The kernel as something to launch: itself, or a node of the graph while torch.compile traces."""
-    from torch._library.triton import is_wrap_triton_enabled
-
-    return wrap_triton(function) if is_wrap_triton_enabled() else function
+    return wrap_triton(function) if is_tracing() else function
 
 
 def tiles_of(frames: int, span: int) -> int:
@@ -42,6 +58,15 @@ def strides_of(tensor: Tensor | None, count: int = 3) -> tuple[int, ...]:
 def is_constant(gate: Tensor | None) -> bool:
     """Whether a gate (batch, channels, frames or 1) is the same at all frames, as its shape and strides tell."""
     return gate is None or gate.shape[2] == 1 or gate.stride(2) == 0
+
+
+def common_vector(frames: int) -> int:
+    """The largest power of two, at most 16, that divides a number of frames."""
+    # Asked step by step, so that a length which varies is known to torch.compile by its divisors alone.
+    vector = 16
+    while frames % vector != 0:
+        vector //= 2
+    return vector
 
 
 def vector_of(tensor: Tensor, gate: Tensor | None = None) -> int:

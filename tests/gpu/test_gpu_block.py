@@ -131,6 +131,17 @@ def test_nothing_kept_leaves_x_unchanged(engine, dtype, how):
     assert torch.equal(engine.gated_conv(x, *tensors), x)
 
 
+@on_chip_and_in_memory
+@pytest.mark.parametrize("how", ["frame", "item"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_outputs_that_are_closed_throughout_are_written(engine, dtype, how, residual, poisoned_empty):
+    x, tensors = block(engine, dtype, hidden_gate=None, out_gate=how)
+    tensors[1][:, 3] = False
+    y = engine.gated_conv(x, *tensors, residual=residual)
+    assert torch.equal(y[:, 3], x[:, 3] if residual else torch.zeros_like(x[:, 3]))
+    assert_close("y", gated_conv_reference(x, *tensors, residual=residual), y, TOLERANCE[x.dtype])
+
+
 def _poison(tensors, hidden_rows, out_rows):
     """NaN in everything that belongs to the given rows."""
     poisoned = [tensor if tensor is None else tensor.clone() for tensor in tensors]
@@ -263,6 +274,16 @@ def test_frames_and_steps_of_size_zero_or_one(engine, dtype):
     y, history = engine.gated_conv_step(x[:0, :, 0], x.new_zeros(0, 40, 4), *none, dilation=2)
     assert y.shape == (0, 20)
     assert history.shape == (0, 40, 4)
+
+
+def test_a_step_without_output_channels_still_keeps_its_history(engine, poisoned_empty):
+    x, tensors = step_of(engine)
+    tensors[1], tensors[6], tensors[7] = None, tensors[6][:0], tensors[7][:0]
+    history = torch.randn(x.shape[0], 40, 4).to(x)
+    _, expected = gated_conv_step_reference(x, history, *tensors, dilation=2, residual=False)
+    y, updated = engine.gated_conv_step(x, history, *tensors, dilation=2, residual=False)
+    assert y.shape == (x.shape[0], 0)
+    assert_close("history", expected, updated, TOLERANCE[x.dtype])
 
 
 def test_more_channels_than_one_kernel_takes(engine):

@@ -90,6 +90,19 @@ def test_training_for_budgets_lets_a_shift_open_and_close_channels(data: DataCon
     assert usages[-1] > 0.9
 
 
+def test_frozen_norms_keep_the_statistics_of_the_model_to_start_from(data: DataConfig, tmp_path: Path) -> None:
+    static = Trainer(_run(data, "none"), tmp_path / "static").model
+    static.blocks[0].norm_in.running_mean.fill_(0.25)
+    config = _run(data, warm_start=str(save(static, tmp_path / "net")), freeze_norm=True)
+    trainer = Trainer(config, tmp_path / "gated")
+    for step in range(3):
+        trainer.train_step(trainer.batch(*trainer.source.batch(0, step, config.batch), step))
+    norm = trainer.model.blocks[0].norm_in
+    assert (norm.running_mean == 0.25).all()
+    assert not torch.equal(norm.weight, static.blocks[0].norm_in.weight)
+    assert trainer.model.blocks[0].expand.training
+
+
 def test_a_resumed_run_continues_exactly(data: DataConfig, tmp_path: Path) -> None:
     config = _run(data)
     train(config, tmp_path / "whole", progress=False)
@@ -160,7 +173,8 @@ def test_learning_rate_warms_up_and_follows_a_cosine(data: DataConfig, tmp_path:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_load_by_name_with_data_from_outside(recipe: str, tmp_path: Path) -> None:
-    config = load_train_config(recipe, {"data": {"voicebank": str(tmp_path)}, "seed": 7})
+    given = {"data": {"voicebank": str(tmp_path)}, "seed": 7, "warm_start": "static"}
+    config = load_train_config(recipe, given)
     assert config.seed == 7
     assert config.data.voicebank == str(tmp_path)
     assert config.model.site == RECIPES[recipe]
@@ -189,7 +203,8 @@ def test_paths_are_relative_to_the_config_file(tmp_path: Path) -> None:
         ("[gate_loss]\nrampsteps = 2\n[data]\nvoicebank = 'x'", r"gate_loss config: .*\['rampsteps'\]"),
         ("[data]\nvoicebank = 'x'\nseconds = '1'", "must have the types of their fields"),
         ("steps = 5\n[model]\nsite = 'hidden'\n[gate_loss]\nramp_steps = 5\n[data]\nvoicebank = 'x'", "below steps"),
-        ("[gate_loss]\nbudgets = [0.5, 0.1]\n[data]\nvoicebank = 'x'", "budgets must rise within 0 and 1"),
+        ("[gate_loss]\nbudgets = [0.5, 0.1]\n[data]\nvoicebank = 'x'", "budgets must be two shares"),
+        ("freeze_norm = true\n[data]\nvoicebank = 'x'", "freeze_norm needs a warm_start"),
         ("batch = 6\n[gate_loss]\nbudgets = [0.1, 1.0]\n[data]\nvoicebank = 'x'", "batch must be a multiple of 4"),
     ],
 )

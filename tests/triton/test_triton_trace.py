@@ -120,6 +120,51 @@ def test_inductor_generates_the_code_around_the_kernels(on_triton, monkeypatch):
     torch._dynamo.reset()
 
 
+def test_gates_may_be_computed_in_the_compiled_function(on_triton, monkeypatch):
+    """The gate reaches the kernels as booleans: torch cannot view them as bytes in a kernel of its own."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    gates = []
+
+    class Launched(_Launched):
+        def run(self, *args, **options):
+            gates.extend(arg.dtype for arg in args[:2] if arg.shape[1:] == (48, 40) and arg.dtype != torch.float32)
+
+    monkeypatch.setattr(AsyncCompile, "triton", lambda self, name, *args, **options: Launched(name, []))
+    x, _, w_in, w_dw, w_out = _arguments()
+
+    def block(x, scores):
+        return ops.gated_conv(x, scores > 0, None, w_in, None, w_dw, None, w_out, None)
+
+    torch._dynamo.reset()
+    torch.compile(block, fullgraph=True)(x, torch.randn(2, 48, 40))
+    assert set(gates) == {torch.bool}
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_graph_serves_lengths_of_equal_divisors(on_triton, monkeypatch, dtype):
+    from torch._dynamo.utils import counters
+    from torch._inductor.async_compile import AsyncCompile
+
+    monkeypatch.setattr(AsyncCompile, "triton", lambda self, name, *args, **options: _Launched(name, []))
+    weights = [w.to(dtype) for w in _arguments()[2:]]
+
+    def block(x, gate):
+        return ops.gated_conv(x, gate, None, weights[0], None, weights[1], None, weights[2], None)
+
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(block, fullgraph=True)
+    for frames in (48, 64, 80, 112):
+        x, gate = torch.randn(2, 32, frames, dtype=dtype), torch.rand(2, 48, frames) < 0.5
+        for tensor in (x, gate):
+            torch._dynamo.mark_dynamic(tensor, 2)
+        compiled(x, gate)
+    assert counters["stats"]["unique_graphs"] <= 2
+    torch._dynamo.reset()
+
+
 def test_caches_on_disk_know_the_kernels_and_the_choice_of_back_end(on_triton, monkeypatch, tmp_path):
     from torch._dynamo.utils import counters
     from torch._inductor.async_compile import AsyncCompile
