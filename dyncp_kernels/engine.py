@@ -256,9 +256,9 @@ class StreamEngine:
         Raises:
             RuntimeError: as :meth:`step` says.
         """
-        mask = torch.empty_like(features)
+        mask = torch.empty(features.shape, dtype=features.dtype)
         streams = _numbers(only)
-        gates = self._empty_gates(features.shape[-2], streams)
+        gates = self._empty_gates(features.shape[-2] if features.ndim > 1 else 1, streams)
         torch.ops.dyncp.stream_step_out(self._packed, self._state, features, self.shift, mask, gates, streams)
         return mask, self._split(gates)
 
@@ -316,7 +316,7 @@ class StreamEngine:
         Raises:
             RuntimeError: as :meth:`push_hop` says.
         """
-        enhanced = torch.empty_like(samples)
+        enhanced = torch.empty(samples.shape, dtype=samples.dtype)
         streams = _numbers(only)
         gates = self._empty_gates(samples.shape[-1] // self.config.hop, streams)
         torch.ops.dyncp.stream_enhance_out(self._packed, self._state, samples, self.shift, enhanced, gates, streams)

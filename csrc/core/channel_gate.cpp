@@ -42,6 +42,9 @@ void channel_gate(const ChannelGate& call, uint64_t* open, ParallelFor parallel_
   if (call.batch == 0 || call.gates == 0 || call.gate_frames() == 0) return;
   Widened widened(call.dtype);
   ChannelGate wide = call;
+  // A longer window has all frames, too.
+  const bool counts_frames = call.pooling == Pooling::window || call.pooling == Pooling::centred;
+  if (counts_frames) wide.window = std::min(call.window, 2 * call.frames + 1);
   int64_t stride = call.channels;
   wide.w_reduce = widened.matrix(call.w_reduce, call.width, call.channels, stride);
   stride = call.width;

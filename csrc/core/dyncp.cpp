@@ -63,7 +63,8 @@ namespace {
 
 // The shift for a share of kept channels: linear between the points, and that of the nearest one outside.
 float shift_for_budget(const std::vector<dyncp::CalibrationPoint>& points, double share) {
-  const auto above = std::find_if(points.begin(), points.end(), [&](const auto& point) { return point.share >= share; });
+  const auto above =
+      std::find_if(points.begin(), points.end(), [&](const auto& point) { return point.share >= share; });
   if (above == points.begin()) return static_cast<float>(points.front().shift);
   if (above == points.end()) return static_cast<float>(points.back().shift);
   const auto below = above - 1;

@@ -84,7 +84,8 @@ DYNCP_API dyncp_status dyncp_stream_push_frames(dyncp_stream* stream, const floa
 DYNCP_API dyncp_status dyncp_streams_push_frames(dyncp_stream* const* streams, int64_t count, const float* features,
                                                  int64_t frames, float* masks);
 
-/* hop samples in, hop samples out; in and out may be the same. */
+/* hop samples in, hop samples out; in and out may be the same.  Full scale is 1; NaN and what exceeds 1e6 count as
+ * silence. */
 DYNCP_API dyncp_status dyncp_stream_push_hop(dyncp_stream* stream, const float* samples, float* enhanced);
 
 /* The same for any number of hops, likewise. */

@@ -1,7 +1,9 @@
 #include "core/json.h"
 
 #include <cstdlib>
+#include <locale>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 
 namespace dyncp {
@@ -104,10 +106,12 @@ class Parser {
     while (at_ != end_ && text.size() < 40 && std::string("+-.eE0123456789").find(*at_) != std::string::npos) {
       text += *at_++;
     }
-    char* stop = nullptr;
+    // Whatever the locale of the process takes for a decimal point.
+    std::istringstream input(text);
+    input.imbue(std::locale::classic());
     value.kind = Json::Kind::number;
-    value.number = std::strtod(text.c_str(), &stop);
-    if (text.empty() || *stop != '\0') fail("a value");
+    input >> value.number;
+    if (input.fail() || input.peek() != std::istringstream::traits_type::eof()) fail("a value");
   }
 
   std::string parse_string() {

@@ -12,7 +12,7 @@
 namespace dyncp {
 namespace {
 
-constexpr int64_t kLongestHeader = 100 << 20;  // the limit of the format itself
+constexpr int64_t kLongestHeader = 8 << 20;  // many times that of the largest network; reading it takes more memory
 
 [[noreturn]] void fail(const std::string& text) { throw std::invalid_argument("model file: " + text); }
 

@@ -43,8 +43,9 @@ inline Streams one_stream(const Stream& stream) {
 void step_frames(const PackedHeader& model, const Streams& streams, const float* features, int64_t frames, float* masks,
                  uint8_t* gates);
 
-// `hops` hops of samples of every stream (streams, hops * hop) to as many, delayed by n_fft - hop samples.  Throws
-// std::invalid_argument when the model's n_fft has no transform here (it must be a power of two of at least 8).
+// `hops` hops of samples of every stream (streams, hops * hop) to as many, delayed by n_fft - hop samples.  NaN and
+// what is louder than kLoudestSample count as 0.  Throws std::invalid_argument when the model's n_fft has no transform
+// here (it must be a power of two of at least 8).
 void enhance_hops(const PackedHeader& model, const Streams& streams, const float* samples, int64_t hops,
                   float* enhanced, uint8_t* gates);
 

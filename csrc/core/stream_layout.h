@@ -42,6 +42,9 @@ constexpr int kDigits = 3;
 constexpr int kTileFrames = 8;
 
 enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3, int24 = 4 };
+// In full scales: far beyond any recording, far below what overflows on its way through a network.
+constexpr float kLoudestSample = 1e6f;
+
 enum class GateKind : int32_t { none = 0, pooled = 1, constant = 2 };
 // What needs no frames to come; Pooling in channel_gate.h has further kinds.
 enum class StreamPooling : int32_t { average = 0, exponential = 1, window = 2 };

@@ -51,13 +51,13 @@ uint32_t closest_bfloat16(float value, uint32_t below) {
 }
 
 // Symmetric integers per output channel, as words of 32 bits: the largest weight is the largest word whose lower bytes
-// are zero.  NaN counts as 0: where hidden channels are gated, the NaN of a pruned one must not spoil a scale that it
-// shares with others.  1 for floats.
+// are zero.  NaN and infinity count as 0: where hidden channels are gated, those of a pruned one must not spoil a scale
+// that it shares with others.  1 for floats.
 float scale_of(Precision precision, const float* row, int64_t count) {
   if (!has_scales(precision)) return 1.0f;
   float most = 0;
   for (int64_t i = 0; i < count; ++i) {
-    if (std::fabs(row[i]) > most) most = std::fabs(row[i]);
+    if (std::isfinite(row[i]) && std::fabs(row[i]) > most) most = std::fabs(row[i]);
   }
   return most / (precision == Precision::int8 ? 0x7f000000 : 0x7fffff00);
 }

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "torch/in_parallel.h"
+
 namespace dyncp::binding {
 using torch::headeronly::ScalarType;
 
@@ -44,7 +46,9 @@ BlockCall::BlockCall(const BlockArguments& a) {
     Tensor w_in = *a.w_in;
     if (call_.channels > 1 && w_in.stride(1) != 1) w_in = torch::stable::contiguous(w_in);
     copies_.push_back(w_in);
-    call_.w_in = w_in.const_data_ptr();
+    // A null pointer would say that there is none; of a matrix without columns nothing is read.
+    alignas(8) static const char nothing[8] = {};
+    call_.w_in = w_in.numel() == 0 ? nothing : w_in.const_data_ptr();
     call_.w_in_row_stride = w_in.stride(0);
   }
   call_.w_dw = contiguous(a.w_dw);
@@ -80,7 +84,7 @@ Gate BlockCall::gate(const std::optional<Tensor>& tensor, bool has_frames) {
 }
 
 void torch_parallel_for(int64_t count, int64_t grain, ParallelBody body, void* context) {
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  in_parallel(count, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 }  // namespace dyncp::binding

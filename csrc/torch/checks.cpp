@@ -58,6 +58,10 @@ void check_block(const std::string& op, const BlockArguments& a) {
   const int64_t out_channels = a.w_out.size(0);
   check(hidden >= 1 && taps >= 1, DYNCP_TEXT("w_dw must have at least one row and one tap", shape_of(a.w_dw)));
   check(a.dilation >= 1, DYNCP_TEXT("dilation must be at least 1", std::to_string(a.dilation)));
+  constexpr int64_t kFarthest = int64_t{1} << 30;
+  check(taps - 1 <= kFarthest / a.dilation,
+        DYNCP_TEXT("(taps - 1) * dilation must be at most 2^30",
+                   std::to_string(taps) + " taps and dilation " + std::to_string(a.dilation)));
   check(a.causal || (taps - 1) * a.dilation % 2 == 0,
         DYNCP_TEXT("a centred convolution needs an even (taps - 1) * dilation",
                    std::to_string(taps) + " taps and dilation " + std::to_string(a.dilation)));

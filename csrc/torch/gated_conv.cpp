@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "torch/block_call.h"
+#include "torch/check_text.h"
 #include "torch/checks.h"
 
 namespace dyncp::binding {
@@ -115,7 +116,11 @@ Tensor gated_conv_step_in_place(const Tensor& x, const Tensor& history, const Ma
                                 int64_t dilation, bool residual) {
   const BlockArguments arguments{x,     hidden_gate, out_gate, w_in,     b_in, w_dw,     b_dw,    w_out,
                                  b_out, slope_in,    slope_dw, dilation, true, residual, &history};
-  check_block("gated_conv_step_", arguments);
+  const std::string op = "gated_conv_step_";
+  check_block(op, arguments);
+  bool shares = false;
+  for (int64_t axis = 0; axis < 3; ++axis) shares |= history.size(axis) > 1 && history.stride(axis) == 0;
+  Check{op}(!shares, DYNCP_TEXT("history must have memory of its own for every value", "an expanded tensor"));
   return run_step(arguments, history);
 }
 

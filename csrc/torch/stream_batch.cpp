@@ -1,11 +1,11 @@
 #include "torch/stream_batch.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "torch/in_parallel.h"
 
 namespace dyncp::binding {
 
@@ -85,7 +85,7 @@ void StreamBatch::run(Steps steps, int64_t length, const float* values, int64_t 
   // Fewer would not share what they read.
   const int64_t grain = std::max<int64_t>(1, kTileFrames / std::max<int64_t>(1, frames));
   if (streams_ <= grain) return part(0, streams_);
-  torch::stable::parallel_for(0, streams_, grain, part);
+  in_parallel(streams_, grain, part);
 }
 
 void StreamBatch::step(const float* features, int64_t frames, float* masks, uint8_t* gates) const {

@@ -30,16 +30,18 @@ int call(int64_t (StreamBatch::*count)(Shape) const,
   }
 }
 
-// Whether all are numbers of at most 1e6 full scales, more than which overflows on its way through a network.
+// Whether all are numbers of at most kLoudestSample.
 bool are_in_range(const float* values, int64_t count) {
-  constexpr int32_t kMagnitude = 0x7fffffff, kMillion = 0x49742400;
+  constexpr int32_t kMagnitude = 0x7fffffff;
   int32_t most = 0;
   for (int64_t i = 0; i < count; ++i) {
     int32_t bits;
     std::memcpy(&bits, values + i, sizeof(bits));
     most = std::max(most, bits & kMagnitude);
   }
-  return most <= kMillion;
+  int32_t loudest;
+  std::memcpy(&loudest, &dyncp::kLoudestSample, sizeof(loudest));
+  return most <= loudest;
 }
 
 }  // namespace

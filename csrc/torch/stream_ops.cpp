@@ -7,7 +7,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <locale>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -74,7 +76,9 @@ StreamBatch batch_of(const Check& check, const Tensor& packed, const Tensor& sta
 
 const float* floats_of(const Check& check, const char* name, const Tensor& tensor) {
   check(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous(),
-        DYNCP_TEXT(std::string(name) + " must be a contiguous float32 tensor on the CPU", shape_of(tensor)));
+        DYNCP_TEXT(std::string(name) + " must be a contiguous float32 tensor on the CPU",
+                   name_of(tensor.scalar_type()) + " of " + shape_of(tensor) +
+                       (tensor.is_contiguous() ? "" : ", not contiguous")));
   return static_cast<const float*>(tensor.const_data_ptr());
 }
 
@@ -149,6 +153,8 @@ Tensor stream_state(Tensor packed, double hidden_crossover, double out_crossover
       if (!(crossover.hidden >= 0)) crossover.hidden = measured.hidden;
       if (!(crossover.out >= 0)) crossover.out = measured.out;
     }
+    // No share is above 1, and infinity is no JSON.
+    crossover = {std::min(crossover.hidden, 2.0f), std::min(crossover.out, 2.0f)};
     Tensor state = streams ? torch::stable::empty({*streams, model.state_bytes}, ScalarType::Byte)
                            : torch::stable::empty({model.state_bytes}, ScalarType::Byte);
     for (int64_t i = 0; i < streams.value_or(1); ++i) {
@@ -215,12 +221,14 @@ std::string stream_info(Tensor packed, Tensor state) {
   const PackedHeader& model = batch.model();
   const auto& header = *static_cast<const StateHeader*>(state.const_data_ptr());
   return run(op, [&] {
-    return std::string("{\"instruction_set\": \"") + isa_name(active_isa()) + "\", \"precision\": \"" +
-           precision_name(model.precision) + "\", \"model_bytes\": " + std::to_string(model.bytes) +
-           ", \"state_bytes\": " + std::to_string(model.state_bytes) +
-           ", \"streams\": " + std::to_string(batch.streams()) + ", \"frames\": " + std::to_string(header.frames) +
-           ", \"hidden_crossover\": " + std::to_string(header.crossover.hidden) +
-           ", \"out_crossover\": " + std::to_string(header.crossover.out) + "}";
+    std::ostringstream json;
+    json.imbue(std::locale::classic());
+    json << "{\"instruction_set\": \"" << isa_name(active_isa()) << "\", \"precision\": \""
+         << precision_name(model.precision) << "\", \"model_bytes\": " << model.bytes
+         << ", \"state_bytes\": " << model.state_bytes << ", \"streams\": " << batch.streams()
+         << ", \"frames\": " << header.frames << ", \"hidden_crossover\": " << header.crossover.hidden
+         << ", \"out_crossover\": " << header.crossover.out << "}";
+    return json.str();
   });
 }
 

@@ -61,8 +61,9 @@ class GatePool(nn.Module):
             history = torch.cat([history[..., 1:], x[..., None]], -1)
             pooled = history.sum(-1) / seen.clamp(max=self.window)
         elif self.kind == "average":
-            history = history + x[..., None]
-            pooled = history[..., 0] / seen
+            # The mean rather than the sum, which would lose ever more digits in the course of a day.
+            pooled = history[..., 0] + (x - history[..., 0]) / seen
+            history = pooled[..., None]
         else:
             previous = torch.where(count == 0, x, history[..., 0])
             pooled = previous + self.rate * (x - previous)

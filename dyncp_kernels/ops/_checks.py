@@ -91,6 +91,11 @@ def check_block(
     check(hidden >= 1 and taps >= 1, "w_dw must have at least one row and one tap", w_dw)
     check(dilation >= 1, "dilation must be at least 1", dilation)
     check(
+        (taps - 1) * dilation <= 2**30,
+        "(taps - 1) * dilation must be at most 2^30",
+        f"{taps} taps and dilation {dilation}",
+    )
+    check(
         causal or (taps - 1) * dilation % 2 == 0,
         "a centred convolution needs an even (taps - 1) * dilation",
         f"{taps} taps and dilation {dilation}",

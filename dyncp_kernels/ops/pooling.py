@@ -30,7 +30,7 @@ def pool_over_time(x: Tensor, kind: str, window: int) -> Tensor:
         window: in frames, for ``exponential``, ``window`` and ``centred``.
     """
     frames = x.shape[-1]
-    if frames == 0:
+    if x.numel() == 0:
         return x
     if kind == "global":
         return x.mean(-1, keepdim=True).expand_as(x)

@@ -418,6 +418,41 @@ def test_nan_in_the_features_is_nan_in_the_mask_until_the_stream_is_reset(instru
     assert torch.equal(engine.step(frame), expected)
 
 
+@pytest.mark.parametrize("pooling", ["average", "exponential", "window"])
+def test_gates_recover_from_a_frame_of_nan(instruction_set, pooling):
+    folded = network(site="both", stacks=1, gate_pooling=pooling, gate_window=4)
+    frames = features(folded, 400)
+    _, expected = StreamEngine(folded).step_with_gates(frames)
+    frames[3, 5] = float("nan")
+    mask, gates = StreamEngine(folded).step_with_gates(frames)
+    assert mask.isnan().any(-1).nonzero().flatten().tolist() == [3]
+    for site, wanted in zip(gates[0] + gates[-1], expected[0] + expected[-1]):
+        assert (site[-1] == wanted[-1]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e20])
+def test_a_sample_that_is_no_number_or_absurdly_loud_counts_as_silence(instruction_set, value):
+    folded = network(site="both", stacks=1)
+    samples = torch.randn(20 * folded.config.hop)
+    samples[70] = 0.0
+    expected = StreamEngine(folded).push_hop(samples)
+    samples[70] = value
+    assert torch.equal(StreamEngine(folded).push_hop(samples), expected)
+
+
+def test_gates_of_frames_in_any_form():
+    folded = network(site="both", stacks=1)
+    frames = features(folded, 6)
+    mask, gates = StreamEngine(folded).step_with_gates(frames)
+    one_mask, one = StreamEngine(folded).step_with_gates(frames[0])
+    assert torch.equal(one_mask, mask[0])
+    assert torch.equal(one[0].hidden[0], gates[0].hidden[0])
+    with pytest.raises(RuntimeError, match=r"features must be .* \(got float32 of shape \[6, 65\], not contiguous\)"):
+        StreamEngine(folded).step_with_gates(frames.t().contiguous().t())
+    with pytest.raises(RuntimeError, match=r"samples must be .* \(got float64 of shape \[64\]\)"):
+        StreamEngine(folded).push_hop(torch.zeros(64, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_bfloat16_weights_that_share_words_round_no_worse_than_alone(geometry):
     folded = network(gate_per="static", **GEOMETRIES[geometry])
@@ -496,7 +531,8 @@ def test_the_short_way_refuses_what_is_no_shift():
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("crossover", [0.0, 1.0])
 @pytest.mark.parametrize("site", ["output", "hidden", "both"])
-def test_nan_in_pruned_rows_never_leaks(instruction_set, site, crossover, precision):
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_nan_in_pruned_rows_never_leaks(instruction_set, site, crossover, precision, poison):
     folded = network(site=site, gate_per="static", stacks=1, channels=40, hidden=72)
     frames = features(folded)
     options = {"hidden_crossover": crossover, "out_crossover": crossover}
@@ -507,13 +543,13 @@ def test_nan_in_pruned_rows_never_leaks(instruction_set, site, crossover, precis
             pruned = ~gates.hidden[0]
             assert pruned.any()
             for name in ("w_in", "b_in", "w_dw", "b_dw"):
-                getattr(block, name)[pruned] = float("nan")
-            block.w_out[:, pruned] = float("nan")
+                getattr(block, name)[pruned] = poison
+            block.w_out[:, pruned] = poison
         if gates.out is not None:
             pruned = ~gates.out[0]
             assert pruned.any()
-            block.w_out[pruned] = float("nan")
-            block.b_out[pruned] = float("nan")
+            block.w_out[pruned] = poison
+            block.b_out[pruned] = poison
     poisoned = StreamEngine(folded, precision, **options).step(frames)
     # Weights that share a word, and integers that share a scale with pruned columns, are rounded with these in view.
     rounding = {"int8": 5e-3, "bfloat16": 2e-3, "int24": 1e-6}.get(precision, 0)
@@ -553,6 +589,7 @@ def test_crossovers_are_measured_reported_and_overridable():
     assert again["instruction_set"] == _extension.instruction_set()
     chosen = StreamEngine(folded, hidden_crossover=0.25, out_crossover=0.75).info
     assert (chosen["hidden_crossover"], chosen["out_crossover"]) == (0.25, 0.75)
+    assert StreamEngine(folded, hidden_crossover=float("inf")).info["hidden_crossover"] > 1
 
 
 def test_budget_uses_the_calibration():

@@ -3,7 +3,12 @@
 import copy
 import ctypes
 import json
+import os
 import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -265,7 +270,7 @@ def change_config(**values):
         (lambda h: h["__metadata__"].update(calibration="[[0.1]]"), "calibration must be pairs"),
         (lambda h: h["__metadata__"].update(calibration="[0.1, 0.2]"), "calibration must be pairs"),
         (lambda h: h["__metadata__"].update(calibration='[["a", 0]]'), "calibration must be pairs"),
-        (lambda h: h["__metadata__"].update(calibration="[[0.1, 1e999]]"), "calibration must be pairs"),
+        (lambda h: h["__metadata__"].update(calibration="[[0.1, 1e999]]"), "JSON must have a value"),
         (lambda h: h["__metadata__"].update(calibration="{}"), "calibration must be pairs"),
         (lambda h: h["__metadata__"].update(calibration="["), "JSON"),
     ],
@@ -282,6 +287,28 @@ def test_hostile_json_is_refused(core, model):
         assert parse(core, join(text, data))[0] == INVALID_MODEL, text[:20]
     huge = (2**63).to_bytes(8, "little") + b"{}"
     assert parse(core, huge)[0] == INVALID_MODEL
+    assert "the header must lie inside the file" in parse(core, join("[" + "0," * 2**22 + "0]", data))[1]
+
+
+def test_a_comma_as_decimal_point_of_the_process_changes_nothing(model, tmp_path):
+    if shutil.which("localedef") is None or not Path("/usr/share/i18n/locales/de_DE").exists():
+        pytest.skip("localedef and its sources are needed to make a locale with a decimal comma")
+    subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"], check=True)
+    path = save_folded(model, tmp_path / "model.safetensors")
+    program = """
+import locale, sys, torch
+locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
+assert locale.localeconv()["decimal_point"] == ","
+content = torch.frombuffer(bytearray(open(sys.argv[1], "rb").read()), dtype=torch.uint8)
+import dyncp_kernels
+packed = torch.ops.dyncp.stream_pack(content, "float32")
+print(torch.ops.dyncp.stream_info(packed, torch.ops.dyncp.stream_state(packed, 0.25, 0.75)))
+"""
+    environment = os.environ | {"LOCPATH": str(tmp_path)}
+    command = [sys.executable, "-c", program, str(path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["hidden_crossover"] == 0.25
 
 
 def test_unaligned_tensors_are_read_correctly(core, model):

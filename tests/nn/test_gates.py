@@ -57,6 +57,13 @@ def test_pooling_frame_by_frame_equals_pooling_the_clip(kind: str) -> None:
     torch.testing.assert_close(torch.stack(frames, -1), pool(x))
 
 
+def test_a_running_average_does_not_drift_in_a_day() -> None:
+    x = torch.full((1, 2), 0.3)
+    state = {"history": x[..., None], "count": torch.tensor(24 * 3600 * 125)}
+    pooled, _ = GatePool("average").step(x, state)
+    assert torch.equal(pooled, x)
+
+
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_causal_pooling_never_sees_the_future(kind: str) -> None:
     x = torch.randn(1, 2, 30)

@@ -124,3 +124,11 @@ def test_wrong_arguments_are_refused(change, message, device):
     moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
     with pytest.raises(RuntimeError, match="channel_gate: " + message):
         ops.channel_gate(**moved)
+
+
+@pytest.mark.parametrize("pooling", ["window", "centred"])
+def test_a_window_longer_than_the_clip_has_all_its_frames(needs_extension, pooling):
+    arguments = tensors(frames=20)
+    got = ops.channel_gate(*arguments, pooling=pooling, window=2**62)
+    expected, sure = certain(arguments, 0.0, pooling=pooling, window=100)
+    assert torch.equal(got[sure], expected[sure])

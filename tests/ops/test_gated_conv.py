@@ -239,3 +239,18 @@ def test_the_environment_variable_chooses_the_instruction_set(needs_extension):
     assert failed.returncode != 0
     assert "DYNCP_ISA: must name an instruction set of this processor and build" in failed.stderr
     assert "(got abacus)" in failed.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_no_input_channels_leave_the_biases(assert_close, each_instruction_set, dtype):
+    x, w_in, b_in = torch.zeros(2, 0, 9, dtype=dtype), torch.zeros(5, 0, dtype=dtype), torch.randn(5).to(dtype)
+    w_dw, w_out = torch.randn(5, 3).to(dtype), torch.randn(4, 5).to(dtype)
+    arguments = (x, None, None, w_in, b_in, w_dw, None, w_out, None)
+    expected = ops.gated_conv_reference(*arguments, residual=False)
+    assert_close("y", expected, ops.gated_conv(*arguments, residual=False), 1e-6 if dtype != torch.bfloat16 else 1e-2)
+    history = torch.zeros(2, 5, 2, dtype=dtype)
+    y, _ = ops.gated_conv_step(x[..., 0], history, *arguments[1:], residual=False)
+    assert_close("y of a step", expected[..., 0], y, 1e-6 if dtype != torch.bfloat16 else 1e-2)
+    b_in.requires_grad_()
+    ops.gated_conv(*arguments, residual=False).sum().backward()
+    assert torch.isfinite(b_in.grad).all()

@@ -96,6 +96,11 @@ MISTAKES = {
         "out_gate must have shape [2, 6, 53] or [2, 6, 1] (got shape [2, 6])",
     ),
     "dilation": ({}, {"dilation": 0}, "dilation must be at least 1 (got 0)"),
+    "far dilation": (
+        {},
+        {"dilation": 2**61},
+        f"(taps - 1) * dilation must be at most 2^30 (got 3 taps and dilation {2**61})",
+    ),
     "uneven centre": (
         {"w_dw": torch.zeros(10, 4)},
         {"causal": False},

@@ -5,6 +5,13 @@
 
 namespace dyncp::DYNCP_ISA {
 
+// Next, or before where that is no finite number: a frame that holds NaN or overflows closes its own gates, and must
+// not stay in a mean for ever.
+DYNCP_INLINE Floats finite_or(Floats next, Floats before) {
+  constexpr float kMost = 3.4028234e38f;
+  return next <= kMost && next >= -kMost ? next : before;
+}
+
 // `frames` came before this one.
 DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames, const float* x,
                        float* pooled) {
@@ -12,22 +19,23 @@ DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state,
   const int length = h.channels_padded, window = h.geometry.window;
   switch (h.geometry.pooling) {
     case StreamPooling::average: {
-      const float count = static_cast<float>(frames + 1);
+      // The mean rather than the sum, which would lose ever more digits in the course of a day.
+      const float share = 1.0f / static_cast<float>(frames + 1);
       for (int i = 0; i < length; i += kWidth) {
-        const Floats sum = load(memory + i) + load(x + i);
-        store(memory + i, sum);
-        store(pooled + i, sum / count);
+        const Floats before = load(memory + i), next = before + share * (load(x + i) - before);
+        store(memory + i, finite_or(next, before));
+        store(pooled + i, next);
       }
       return;
     }
     case StreamPooling::exponential: {
       const float rate = static_cast<float>(2.0 / (window + 1));
       for (int i = 0; i < length; i += kWidth) {
-        const Floats now = load(x + i), before = frames == 0 ? now : load(memory + i);
+        const Floats now = load(x + i), memorised = load(memory + i), before = frames == 0 ? now : memorised;
         Floats next = before + rate * (now - before);
         // A channel that falls silent would decay into denormal numbers, which are slow.
         next = next < 1e-30f && next > -1e-30f ? zero<float>() : next;
-        store(memory + i, next);
+        store(memory + i, finite_or(next, memorised));
         store(pooled + i, next);
       }
       return;

@@ -119,7 +119,9 @@ void analyse(const PackedHeader& h, void* state, int place, const float* samples
   const int size = h.geometry.n_fft, half = size / 2, hop = h.geometry.hop;
   float* history = at<float>(state, h.samples);
   for (int i = 0; i + hop < size; ++i) history[i] = history[i + hop];
-  for (int i = 0; i < hop; ++i) history[size - hop + i] = samples[i];
+  // What is no number, or overflows on its way through a network, is silence.
+  for (int i = 0; i < hop; ++i)
+    history[size - hop + i] = __builtin_fabsf(samples[i]) <= kLoudestSample ? samples[i] : 0.0f;
   const float* window = at<float>(&h, h.window);
   const Buffers buffers = buffers_of(h, state, place);
   for (int i = 0; i < half; ++i) {
