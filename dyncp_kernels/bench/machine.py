@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import subprocess
 import time
 from pathlib import Path
 from statistics import median
@@ -22,7 +23,7 @@ _PACKAGES = ("torch", "numpy", "onnxruntime", "openvino")
 
 
 def machine_header() -> dict[str, Any]:
-    """Processor, caches, instruction set, operating system, versions, date; None for what cannot be read."""
+    """Processor, caches, instruction set, operating system, versions, commit, date; None for what cannot be read."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "processor": _processor(),
@@ -33,6 +34,7 @@ def machine_header() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "dyncp_kernels": __version__,
+        "commit": _commit(),
         "compiler": _compiler(),
         **{package: _version(package) for package in _PACKAGES},
     }
@@ -86,6 +88,20 @@ def cache_bytes() -> int:
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     sizes = [int(text[:-1]) * units[text[-1]] for text in _caches().values() if text[-1] in units]
     return max(sizes, default=32 * 2**20)
+
+
+def _commit() -> str | None:
+    """Of the checkout that the package is in, marked where something was changed since; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(LIBRARY.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # not merely installed somewhere below a checkout
+        return git("describe", "--always", "--dirty", "--exclude", "*")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _compiler() -> str | None:

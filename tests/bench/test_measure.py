@@ -58,3 +58,13 @@ def test_garbage_collection_comes_back_after_an_error():
     with pytest.raises(RuntimeError, match="broken"):
         measure({"a": Broken([], "a")}, {"a": 1}, cycle=1, calls=1, settle=0, seconds=0.0)
     assert gc.isenabled()
+
+
+def test_engines_that_go_round_buffers_have_used_each_before_calls_count():
+    log = []
+    runs = {name: Recorder(log, name) for name in "ab"}
+    runs["b"].buffers = 5
+    options = {"cycle": 100, "calls": 1, "settle": 2, "seconds": 0.0, "least_rounds": 1}
+    timings = measure(runs, dict.fromkeys(runs, 1), **options)
+    assert [sum(who == name for who, _ in log) for name in "ab"] == [2 * 3, 2 * 6]
+    assert {timing.calls for timing in timings.values()} == {1}
