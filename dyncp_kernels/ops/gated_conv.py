@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyncp_kernels.ops._checks import check_block, check_grad
-from dyncp_kernels.ops._registration import LIBRARY, refuse_gradient, register_autocast, register_reference
+from dyncp_kernels.ops._checks import Check, check_block, check_grad
+from dyncp_kernels.ops._registration import LIBRARY, register_autocast, register_reference
 from dyncp_kernels.ops.reference import gated_conv_reference
 
 # Arguments that have a gradient, in the order of the results of gated_conv_backward; bit i of `wanted` asks for the
@@ -174,6 +174,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Autograd would take the gradients for constants, and second derivatives for zero.
+    Check("gated_conv")(
+        not torch.is_grad_enabled(),
+        "create_graph must be False, because the op has no second derivatives; gated_conv_reference has them",
+        True,
+    )
     needed = ctx.needs_input_grad[: len(_DIFFERENTIABLE)]
     wanted = sum(1 << i for i, need in enumerate(needed) if need)
     gradients = torch.ops.dyncp.gated_conv_backward(grad, *ctx.saved_tensors, **ctx.options, wanted=wanted)
@@ -183,8 +189,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_fake("dyncp::gated_conv", _fake, lib=LIBRARY)
 torch.library.register_fake("dyncp::gated_conv_backward", _fake_backward, lib=LIBRARY)
 torch.library.register_autograd("dyncp::gated_conv", _backward, setup_context=_setup_context, lib=LIBRARY)
-# Autograd would take the gradients for constants, and second derivatives for zero.
-refuse_gradient("gated_conv_backward", "gated_conv_reference, which has second derivatives")
 register_autocast("gated_conv")
 
 # Found once: looking it up costs a third of a short call.

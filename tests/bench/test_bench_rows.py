@@ -20,6 +20,7 @@ def test_the_columns_are_the_agreed_ones_in_that_order(tmp_path):
     assert columns == [
         *("suite", "engine", "site", "density", "gates", "dtype", "threads", "batch", "frames", "macs_per_frame"),
         *("p50_us_per_frame", "p99_us_per_frame", "saving_macs", "saving_time", "realised", "correct", "max_error"),
+        "calls",
     ]
 
 

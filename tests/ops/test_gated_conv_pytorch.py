@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 from dyncp_kernels import _extension, ops
 from dyncp_kernels.ops._schemas import SCHEMAS
@@ -167,6 +168,7 @@ def test_aot_inductor_round_trip(exported, assert_close, tmp_path):
 WITHOUT_EXTENSION = """
 import pathlib, sys, warnings
 import torch
+import torch._dynamo.testing
 exists = pathlib.Path.exists
 pathlib.Path.exists = lambda path: not path.name.startswith("_C.") and exists(path)
 with warnings.catch_warnings(record=True) as caught:

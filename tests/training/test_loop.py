@@ -18,7 +18,6 @@ for module in ("rich", "safetensors", "pesq"):
     pytest.importorskip(module)
 RATE = 16000
 RECIPES = {"static": "none", "narrow": "none", "dyncp_output": "output", "dyncp_hidden": "hidden"}
-RECIPES["dyncp_scalable"] = "hidden"
 
 
 @pytest.fixture(autouse=True)
