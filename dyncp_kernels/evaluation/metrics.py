@@ -102,13 +102,14 @@ def mean_interval(
         ValueError: no values, NaN, values of both infinities, or a level outside (0, 1).
     """
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size or np.isnan(array.sum()):
+    with np.errstate(invalid="ignore"):
+        total = float(array.sum())
+    if array.ndim != 1 or not array.size or np.isnan(total):
         raise ValueError(f"mean_interval: values must be at least one number with a mean (got shape {array.shape})")
     if not 0.0 < level < 1.0:
         raise ValueError(f"mean_interval: level must lie between 0 and 1 (got {level})")
     if np.isinf(array).any():
-        infinity = float(array.sum())
-        return MeanInterval(infinity, infinity, infinity, array.size)
+        return MeanInterval(total, total, total, array.size)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     block = max(1, 2_000_000 // array.size)

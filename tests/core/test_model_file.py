@@ -8,7 +8,6 @@ import random
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -291,13 +290,17 @@ def test_hostile_json_is_refused(core, model):
 
 
 def test_a_comma_as_decimal_point_of_the_process_changes_nothing(model, tmp_path):
-    if shutil.which("localedef") is None or not Path("/usr/share/i18n/locales/de_DE").exists():
-        pytest.skip("localedef and its sources are needed to make a locale with a decimal comma")
-    subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"], check=True)
+    if shutil.which("localedef") is None:
+        pytest.skip("localedef is needed to make a locale with a decimal comma")
+    source = tmp_path / "comma.src"
+    source.write_text('LC_NUMERIC\ndecimal_point ","\nthousands_sep "."\ngrouping 3;3\nEND LC_NUMERIC\n')
+    # It warns of the categories that are not there.
+    command = ["localedef", "-c", "-i", source, "-f", "ANSI_X3.4-1968", tmp_path / "comma"]
+    subprocess.run(command, capture_output=True)
     path = save_folded(model, tmp_path / "model.safetensors")
     program = """
 import locale, sys, torch
-locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
+locale.setlocale(locale.LC_NUMERIC, "comma")
 assert locale.localeconv()["decimal_point"] == ","
 content = torch.frombuffer(bytearray(open(sys.argv[1], "rb").read()), dtype=torch.uint8)
 import dyncp_kernels
