@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["check_folder", "replacing"]
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a path that cannot be written because its folder does not exist.
+
+    Raises:
+        FileNotFoundError: that is so.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder must exist (got no folder)")
 
 
 @contextmanager
@@ -21,8 +31,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         FileNotFoundError: its folder does not exist.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: its folder must exist (got no folder)")
+    check_folder(path)
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         yield part

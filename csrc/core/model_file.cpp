@@ -109,17 +109,18 @@ Parsed parse_config(const Json& json) {
 }
 
 std::vector<CalibrationPoint> parse_calibration(const Json& json) {
+  const auto check = [](bool holds) {
+    if (!holds) fail("calibration must be pairs of a share and a shift, shares rising");
+  };
+  check(json.kind == Json::Kind::array);
   std::vector<CalibrationPoint> points;
-  bool is_valid = json.kind == Json::Kind::array;
   for (const Json& pair : json.items) {
-    is_valid = is_valid && pair.items.size() == 2 && pair.items[0].kind == Json::Kind::number &&
-               pair.items[1].kind == Json::Kind::number && std::isfinite(pair.items[1].number);
-    if (!is_valid) break;
-    points.push_back({pair.items[0].number, pair.items[1].number});
-    // A share that is not a number is none that is larger, either.
-    is_valid = points.size() == 1 || points.back().share > points[points.size() - 2].share;
+    check(pair.items.size() == 2 && pair.items[0].kind == Json::Kind::number &&
+          pair.items[1].kind == Json::Kind::number);
+    const CalibrationPoint point{pair.items[0].number, pair.items[1].number};
+    check(points.empty() || point.share > points.back().share);
+    points.push_back(point);
   }
-  if (!is_valid) fail("calibration must be pairs of a share and a shift, shares rising");
   return points;
 }
 

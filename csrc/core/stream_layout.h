@@ -40,11 +40,10 @@ constexpr int kLine = 64;
 constexpr int kDigits = 3;
 // Frames of a chunk that go through a block together, so that its weights come from far away once for all of them.
 constexpr int kTileFrames = 8;
-
-enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3, int24 = 4 };
 // In full scales: far beyond any recording, far below what overflows on its way through a network.
 constexpr float kLoudestSample = 1e6f;
 
+enum class Precision : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, int8 = 3, int24 = 4 };
 enum class GateKind : int32_t { none = 0, pooled = 1, constant = 2 };
 // What needs no frames to come; Pooling in channel_gate.h has further kinds.
 enum class StreamPooling : int32_t { average = 0, exponential = 1, window = 2 };

@@ -35,6 +35,7 @@ def evaluate(
     from rich.progress import Progress
     from rich.table import Table
 
+    from dyncp_kernels._atomic import check_folder
     from dyncp_kernels.evaluation.mask_files import save_masks
     from dyncp_kernels.evaluation.score import score
     from dyncp_kernels.nn.files import load
@@ -48,8 +49,8 @@ def evaluate(
         if masks is not None and network.config.site == "none":
             raise ValueError(f"--masks needs a gated model (got {model} without gates)")
         for path in (out, summary, masks):
-            if path is not None and not path.parent.is_dir():
-                raise FileNotFoundError(f"{path}: its folder must exist (got no folder)")
+            if path is not None:
+                check_folder(path)
         pairs = find_pairs(clean, noisy)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("score", total=len(pairs))

@@ -130,9 +130,10 @@ class Trainer:
 
     def _to_training(self) -> None:
         self.model.train()
-        for module in self.model.modules():
-            if self.config.freeze_norm and isinstance(module, nn.BatchNorm1d):
-                module.eval()
+        if self.config.freeze_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -98,7 +98,7 @@ def test_in_place_step_updates_a_non_contiguous_history(make_block):
 def test_in_place_step_refuses_a_history_that_shares_memory(make_block, needs_extension):
     block = make_block(frames=1, dilation=1)
     arguments = [block.args[0][..., 0], torch.zeros(1, 10, 2).expand(2, 10, 2)]
-    arguments += [None if value is None else value for value in (None, None, *block.args[3:])]
+    arguments += [None, None, *block.args[3:]]
     with pytest.raises(RuntimeError, match="history must have memory of its own for every value"):
         ops.gated_conv_step_(*arguments, dilation=1)
 

@@ -33,18 +33,14 @@ class _Compiled:
         }
         self._model = core.compile_model(core.read_model(model), "CPU", settings)
 
-    def request(self, arrays: dict[str, Array]) -> Any:
-        """A request whose tensors are the arrays of their names; the caller keeps the arrays alive."""
+    def prepare(self, arrays: dict[str, Array]) -> Callable[[], object]:
+        """What runs the graph on the arrays of these names, in place; the caller keeps them alive."""
         request = self._model.create_infer_request()
         for port in (*self._model.inputs, *self._model.outputs):
             name = next(name for name in port.names if name in arrays)
             request.set_tensor(port, self._openvino.Tensor(arrays[name], shared_memory=True))
-        return request
-
-    def prepare(self, arrays: dict[str, Array]) -> Callable[[], object]:
-        """What runs the graph on the arrays of these names, in place."""
         # Not start_async(), which hands every call to another thread, half of a frame's time.
-        return partial(self.request(arrays).infer, share_outputs=True)
+        return partial(request.infer, share_outputs=True)
 
 
 def stream(work: Workload, threads: int) -> Run:
