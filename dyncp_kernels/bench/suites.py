@@ -267,16 +267,27 @@ def _narrower_cases(suite: str, works: Sequence[Workload], plan: Plan, offline: 
     times = {width: row.p50_us_per_frame for width, row in zip(widths, measured)}
     cases = []
     for work, row in zip(works, measured[len(widths) :]):
-        twin = f"{work.config.site} {work.density:.0%} {work.source}"
         for what, width in (
             ("MACs", width_of_equal_macs(plan.config, work.macs_per_frame)),
             ("time", width_of_equal_time(times, row.p50_us_per_frame)),
         ):
             case = _case(suite, engine, dense(width), plan, offline)
             assert case is not None
-            name = f"narrower {width}, {what} of {twin}"
+            name = f"narrower {width}, {what} of {_named(work)}"
             cases.append(Case(suite, name, case.work, case.make, offline=offline))
     return cases
+
+
+def _twin(suite: str, work: Workload, plan: Plan, dtype: str = "float32") -> Case:
+    """The dense network with as many MACs as a gated stream."""
+    width = width_of_equal_macs(plan.config, work.macs_per_frame)
+    dense = synthetic_workload(dense_config(plan.config, width), work.batch, work.frames)
+    name = f"narrower {width}, MACs of {_named(work)}"
+    return Case(suite, name, dense, partial(Stream, dense, plan.threads, dtype), dtype)
+
+
+def _named(work: Workload) -> str:
+    return f"{work.config.site} {work.density:.0%} {work.source}"
 
 
 def _streaming(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
@@ -297,7 +308,7 @@ def _offline(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> N
 
 
 def _precision(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
-    """Narrower weights, streaming."""
+    """Narrower weights, streaming; other engines on the static network in what they offer of them."""
     works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
     works += gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
     for dtype in PRECISIONS:
@@ -317,6 +328,13 @@ def _precision(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) ->
         for dtype in PRECISIONS
         for work in works
     ]
+    cases += [_twin("precision", work, plan, dtype) for dtype in PRECISIONS for work in works[1:]]
+    for engine in ENGINES.values():
+        if engine.reduced is not None and _available(engine, plan, notes):
+            cases += [
+                Case("precision", engine.name, works[0], partial(make, works[0], plan.threads), dtype)
+                for dtype, make in engine.reduced().items()
+            ]
     rows += run_cases(cases, plan, plan.seconds / 2, notice)
 
 
@@ -379,11 +397,7 @@ def _cold(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None
     found = [_case("cold", engine, static, plan, False) for engine in engines if not engine.gated]
     found += [_case("cold", ENGINES["dyncp gated"], work, plan, False) for work in gated]
     cases = [case for case in found if case is not None]
-    for work in gated:
-        width = width_of_equal_macs(plan.config, work.macs_per_frame)
-        dense = synthetic_workload(dense_config(plan.config, width), 1, frames)
-        name = f"narrower {width}, MACs of {work.config.site} {work.density:.0%} {work.source}"
-        cases.append(Case("cold", name, dense, partial(Stream, dense, plan.threads)))
+    cases += [_twin("cold", work, plan) for work in gated]
     for dtype in _COLD_DTYPES[1:]:
         cases.append(Case("cold", _BASELINE, static, partial(Stream, static, plan.threads, dtype), dtype))
         for work in gated:

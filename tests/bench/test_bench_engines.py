@@ -74,6 +74,23 @@ def test_dense_engines_stream_a_batch_and_start_again_after_a_reset(name):
     assert check_stream(run, work, frames=5).max_error < 1e-5
 
 
+@pytest.mark.parametrize("name", [name for name in DENSE if ENGINES[name].reduced is not None])
+def test_rivals_stream_with_narrower_weights_what_the_reference_gives_nearly(name):
+    work = workload()
+    for module in ENGINES[name].modules:
+        pytest.importorskip(module)
+    makers = ENGINES[name].reduced()
+    assert "int8" in makers
+    for dtype, make in makers.items():
+        threads = torch.get_num_threads()
+        run = make(work, 1)
+        torch.set_num_threads(threads)
+        check = check_stream(run, work, dtype)
+        # No closer than so few bits allow: the weights are narrower indeed.
+        assert check.correct
+        assert check.max_error > 1e-5, dtype
+
+
 @needs_extension
 @pytest.mark.parametrize("name", pruned_models())
 def test_shipped_networks_stream_several_parts_of_the_demo_clip(name):

@@ -63,10 +63,19 @@ def test_savings_are_against_the_static_network_of_the_same_dtype(results):
     assert {row.dtype for row in rows} == {"float32", "int24", "float16", "bfloat16", "int8"}
     static = {row.dtype: row for row in rows if row.engine == "dyncp static"}
     for row in rows:
+        if row.engine in RIVALS:
+            continue
         base = static[row.dtype]
         assert row.saving_macs == pytest.approx(1 - row.macs_per_frame / base.macs_per_frame)
         assert row.saving_time == pytest.approx(1 - row.p50_us_per_frame / base.p50_us_per_frame)
     assert all(row.saving_time is None for row in results.rows if row.engine in RIVALS)
+
+
+def test_narrower_weights_meet_other_engines_and_narrower_dense_networks_of_the_same_dtype(results):
+    rows = [row for row in results.rows if row.suite == "precision"]
+    assert {row.engine for row in rows if row.dtype == "int8" and row.engine in RIVALS} == {"ONNX Runtime", "OpenVINO"}
+    gated = {(row.dtype, f"{row.site} 25% {row.gates}") for row in rows if row.engine == "dyncp gated"}
+    assert gated == {(row.dtype, row.engine.partition(" of ")[2]) for row in rows if row.engine.startswith("narrower")}
 
 
 def test_chunks_are_rows_of_several_frames_a_call(results):

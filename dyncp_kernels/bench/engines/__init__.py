@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from dyncp_kernels.bench.engines.interface import Engine, Run
-from dyncp_kernels.bench.workload import Workload
 
 __all__ = ["ENGINES", "Engine", "Run"]
 
 
 def _lazily(module: str, name: str) -> Any:
-    """The maker of that name, imported when it is called: some engines' packages may be missing."""
+    """The function of that name, imported when it is called: some engines' packages may be missing."""
 
-    def make(work: Workload, *settings: int) -> Run:
+    def make(*arguments: Any) -> Any:
         import importlib
 
-        return getattr(importlib.import_module(f"{__name__}.{module}"), name)(work, *settings)
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)(*arguments)
 
     return make
 
@@ -58,6 +57,7 @@ ENGINES: dict[str, Engine] = {
             _lazily("onnx_runtime", "Offline"),
             _lazily("onnx_runtime", "chunks"),
             _lazily("onnx_runtime", "stream"),
+            _lazily("onnx_runtime", "reduced"),
             modules=("onnx", "onnxruntime"),
         ),
         Engine("ONNX Runtime, histories", _lazily("onnx_runtime", "HistoryStream"), modules=("onnx", "onnxruntime")),
@@ -67,6 +67,7 @@ ENGINES: dict[str, Engine] = {
             _lazily("open_vino", "Offline"),
             _lazily("open_vino", "chunks"),
             _lazily("open_vino", "stream"),
+            _lazily("open_vino", "reduced"),
             modules=("onnx", "openvino"),
         ),
         Engine(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,7 @@ class Engine:
         offline: prepares whole clips a call; None where it cannot.
         chunks: prepares some frames of a stream a call, how many is the third argument; None where it cannot.
         streams: prepares one frame a call of each clip of the workload; None where it cannot.
+        reduced: gives what prepares one frame a call with narrower weights, by dtype; None where it cannot.
         gated: whether it takes workloads with gates.
         modules: what must be installed.
         slow_start: whether preparing it takes longer than a quick run allows.
@@ -60,6 +61,7 @@ class Engine:
     offline: Callable[[Workload, int], Run] | None = None
     chunks: Callable[[Workload, int, int], Run] | None = None
     streams: Callable[[Workload, int], Run] | None = None
+    reduced: Callable[[], Mapping[str, Callable[[Workload, int], Run]]] | None = None
     gated: bool = False
     modules: tuple[str, ...] = ()
     slow_start: bool = False

@@ -15,9 +15,10 @@ from dyncp_kernels.bench.engines.graph_runs import GraphChunks, GraphStream
 from dyncp_kernels.bench.engines.interface import Run, flat_gates
 from dyncp_kernels.bench.engines.tap_rings import frame_rows
 from dyncp_kernels.bench.graphs import offline_graph, stream_graph, stream_graph_with_histories
+from dyncp_kernels.bench.quantised_graphs import quantised_at_run_time
 from dyncp_kernels.bench.workload import Workload
 
-__all__ = ["HistoryStream", "Offline", "chunks", "stream"]
+__all__ = ["HistoryStream", "Offline", "chunks", "reduced", "stream"]
 
 Array = NDArray[np.float32]
 
@@ -56,6 +57,15 @@ def stream(work: Workload, threads: int) -> Run:
 def chunks(work: Workload, threads: int, frames: int) -> Run:
     """Some frames a call, without gates."""
     return GraphChunks(work, frames, _Session(stream_graph(work.network, frames), threads).prepare)
+
+
+def _int8_stream(work: Workload, threads: int) -> Run:
+    return GraphStream(work, _Session(quantised_at_run_time(stream_graph(work.network)), threads).prepare)
+
+
+def reduced() -> dict[str, Callable[[Workload, int], Run]]:
+    """One frame a call with narrower weights, by dtype."""
+    return {"int8": _int8_stream}
 
 
 class HistoryStream(Run):

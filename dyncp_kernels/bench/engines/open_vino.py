@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU in float32: infer requests made once, their tensors shared with numpy arrays."""
+"""OpenVINO on the CPU: infer requests made once, their tensors shared with numpy arrays."""
 
 # ruff: noqa: D102 (the methods are described in Run)
 from __future__ import annotations
@@ -14,20 +14,23 @@ from dyncp_kernels._optional import require
 from dyncp_kernels.bench.engines.graph_runs import GraphChunks, GraphStream
 from dyncp_kernels.bench.engines.interface import Run, flat_gates
 from dyncp_kernels.bench.graphs import offline_graph, stream_graph
+from dyncp_kernels.bench.quantised_graphs import quantised_by_calibration
 from dyncp_kernels.bench.workload import Workload
 
-__all__ = ["Offline", "chunks", "stream"]
+__all__ = ["Offline", "chunks", "reduced", "stream"]
+
+_CALIBRATION_FRAMES = 100
 
 Array = NDArray[np.float32]
 
 
 class _Compiled:
-    def __init__(self, model: bytes, threads: int):
+    def __init__(self, model: bytes, threads: int, precision: str = "f32"):
         self._openvino: Any = require("openvino", "bench")
         core = self._openvino.Core()
         settings = {
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
@@ -51,6 +54,39 @@ def stream(work: Workload, threads: int) -> Run:
 def chunks(work: Workload, threads: int, frames: int) -> Run:
     """Some frames a call, without gates."""
     return GraphChunks(work, frames, _Compiled(stream_graph(work.network, frames), threads).prepare)
+
+
+def _bfloat16_stream(work: Workload, threads: int) -> Run:
+    return GraphStream(work, _Compiled(stream_graph(work.network), threads, "bf16").prepare)
+
+
+def _int8_stream(work: Workload, threads: int) -> Run:
+    graph = stream_graph(work.network)
+    prepare = _Compiled(graph, threads).prepare
+    seen = []
+
+    def prepare_recorded(arrays: dict[str, Array]) -> Callable[[], object]:
+        run = prepare(arrays)
+
+        def record_and_run() -> None:
+            seen.append({name: array.copy() for name, array in arrays.items()})
+            run()
+
+        return record_and_run
+
+    recorded = GraphStream(work, prepare_recorded)
+    for frame in range(min(work.frames, _CALIBRATION_FRAMES)):
+        recorded(frame)
+    return GraphStream(work, _Compiled(quantised_by_calibration(graph, seen), threads).prepare)
+
+
+def reduced() -> dict[str, Callable[[Workload, int], Run]]:
+    """One frame a call with narrower weights, by dtype; bfloat16 only where the processor has instructions for it."""
+    capabilities = require("openvino", "bench").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    makers: dict[str, Callable[[Workload, int], Run]] = {"int8": _int8_stream}
+    if "BF16" in capabilities:
+        makers["bfloat16"] = _bfloat16_stream
+    return makers
 
 
 class Offline(Run):
