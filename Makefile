@@ -21,7 +21,7 @@ GPU_PYTHON ?= python3
 GPU_SECONDS ?= 460
 CORE_OUT ?= build/core
 BIN := $(VENV)/bin
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := $(shell find csrc benchmarks tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup build demo test lint bench gpu core wheel clean
 

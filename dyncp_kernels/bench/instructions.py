@@ -9,31 +9,22 @@ import csv
 import json
 import os
 import re
-import shlex
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import dyncp_kernels
 from dyncp_kernels._optional import require
-from dyncp_kernels.bench.engines.dyncp import Stream
+from dyncp_kernels.bench.engine_driver import build_driver, run_masks, write_case
 from dyncp_kernels.bench.machine import machine_header
-from dyncp_kernels.bench.measure import TOLERANCE
 from dyncp_kernels.bench.suites import DENSITIES, Plan, gated_works
 from dyncp_kernels.bench.workload import Workload, synthetic_workload
 from dyncp_kernels.engine import PRECISIONS
 
 __all__ = ["InstructionRow", "count_instructions", "instruction_table", "write_instructions"]
 
-_ROOT = Path(dyncp_kernels.__file__).resolve().parent.parent
-_DRIVER = _ROOT / "benchmarks" / "instructions_driver.cpp"
-_OBJECTS = _ROOT / "build" / "objects"
 _FRAMES = 64
 _COLLECTED = re.compile(r"Collected\s*:\s*(\d+)")
 
@@ -87,8 +78,10 @@ def count_instructions(
         RuntimeError: valgrind, a compiler or the built source tree is missing, or a run failed.
     """
     plan = Plan(recorded=recorded, config=(plan or Plan()).config)
+    if shutil.which("valgrind") is None:
+        raise RuntimeError("counting instructions needs valgrind (got none); on Debian: apt install valgrind")
     with tempfile.TemporaryDirectory() as folder:
-        driver = _build(Path(folder))
+        driver = build_driver(Path(folder))
         static = synthetic_workload(plan.config, 1, _FRAMES)
         cases = [(static, dtype) for dtype in precisions]
         cases += [(work, "float32") for work in gated_works(plan, 1, _FRAMES, densities, [])]
@@ -115,59 +108,16 @@ def count_instructions(
     return rows
 
 
-def _build(folder: Path) -> Path:
-    """The driver, linked with the objects that the extension was built from."""
-    if shutil.which("valgrind") is None:
-        raise RuntimeError("counting instructions needs valgrind (got none); on Debian: apt install valgrind")
-    core = _ROOT / "csrc" / "core"
-    objects = [_OBJECTS / f"core.{source.stem}.o" for source in sorted(core.glob("*.cpp"))]
-    for source in sorted((core / "kernels").glob("*.cpp")):
-        objects += sorted(_OBJECTS.glob(f"kernels.{source.stem}.[a-z0-9]*.o"))
-    objects = [path for path in objects if path.exists() and not path.name.endswith(".new.o")]
-    compiler = os.environ.get("CXX") or next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
-    if compiler is None or not objects or not _DRIVER.is_file():
-        raise RuntimeError(
-            "counting instructions needs a C++ compiler and the source folder in which the extension was built with "
-            f"`python setup.py build_ext --inplace` (got compiler {compiler}, {len(objects)} objects in {_OBJECTS})"
-        )
-    driver = folder / "instructions_driver"
-    options = ["-std=c++17", "-O2", f"-I{_ROOT / 'csrc'}"]
-    _run([*shlex.split(compiler), *options, str(_DRIVER), *map(str, objects), "-pthread", "-o", str(driver)])
-    return driver
-
-
 def _count(driver: Path, folder: Path, work: Workload, dtype: str) -> tuple[float, str, bool]:
     """Instructions per frame, instruction set, and whether the masks were right."""
-    stream = Stream(work, 1, dtype)
-    stream.reset()
-    arrays = {
-        "packed": stream.engine.model.tensor.numpy(),
-        "state": stream.engine._state.numpy(),
-        "features": np.ascontiguousarray(work.features[0].T.numpy()),
-        "index": np.zeros(0, np.int64),
-        "biases": np.zeros(0, np.float32),
-    }
-    if stream.placed is not None:
-        arrays |= {"index": stream.placed.index.astype(np.int64), "biases": stream.placed.biases}
-    for name, array in arrays.items():
-        array.tofile(folder / name)
+    write_case(folder, work, dtype)
     # Only what one call of the engine does is counted.
     callgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--collect-atstart=no"]
-    result = _run([*callgrind, "--toggle-collect=dyncp::step_frames(*", str(driver), str(folder), str(_FRAMES)])
+    check, result = run_masks(driver, folder, work, dtype, [*callgrind, "--toggle-collect=dyncp::step_frames(*"])
     found = _COLLECTED.search(result.stderr)
     if found is None:
         raise RuntimeError(f"callgrind must report a count (got {result.stderr[-500:]!r})")
-    masks = np.fromfile(folder / "masks", np.float32).reshape(_FRAMES, -1).T
-    correct = bool(np.abs(masks - work.expected[0].numpy()).max() <= TOLERANCE[dtype])
-    return int(found[1]) / _FRAMES, result.stdout.strip(), correct
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "DYNCP_ISA"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if result.returncode != 0:
-        raise RuntimeError(f"{shlex.join(command[:1])} failed with status {result.returncode}: {result.stderr[-2000:]}")
-    return result
+    return int(found[1]) / work.frames, result.stdout.strip(), check.correct
 
 
 def instruction_table(rows: Sequence[InstructionRow]) -> Any:

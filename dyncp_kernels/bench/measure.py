@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,16 @@ import numpy as np
 from dyncp_kernels.bench.engines.interface import Run
 from dyncp_kernels.bench.workload import Workload
 
-__all__ = ["TOLERANCE", "Check", "Timing", "check_offline", "check_stream", "measure"]
+__all__ = [
+    "TOLERANCE",
+    "Check",
+    "Timing",
+    "check_offline",
+    "check_stream",
+    "compare_masks",
+    "measure",
+    "timing_of",
+]
 
 TOLERANCE = {"float32": 1e-4, "int24": 1e-4, "float16": 1e-3, "bfloat16": 1e-2, "int8": 2e-2}
 """By dtype of the weights, the largest difference from the float64 reference, of a mask value or sample, that counts as
@@ -53,17 +62,18 @@ def check_stream(
         run(call)
         masks.append(run.mask().reshape(work.batch, -1, frames_per_call))
     got = np.concatenate(masks, axis=-1)
-    return _compared(got, work.expected[..., : got.shape[-1]].numpy(), dtype)
+    return compare_masks(got, work.expected[..., : got.shape[-1]].numpy(), dtype)
 
 
 def check_offline(run: Run, work: Workload, dtype: str = "float32") -> Check:
     """Compare the masks of one call."""
     run.place_gates(0)
     run(0)
-    return _compared(run.mask(), work.expected.numpy(), dtype)
+    return compare_masks(run.mask(), work.expected.numpy(), dtype)
 
 
-def _compared(got: np.ndarray, expected: np.ndarray, dtype: str) -> Check:
+def compare_masks(got: np.ndarray, expected: np.ndarray, dtype: str) -> Check:
+    """Compare masks, or samples, with the reference."""
     if got.shape != expected.shape:
         raise ValueError(f"check: masks must have shape {expected.shape} (got {got.shape})")
     error = float(np.abs(got - expected).max()) if np.isfinite(got).all() else None
@@ -127,9 +137,10 @@ def measure(
     finally:
         if was_enabled:
             gc.enable()
-    return {name: _timing(times[name], frames_per_call[name]) for name in runs}
+    return {name: timing_of(times[name], frames_per_call[name]) for name in runs}
 
 
-def _timing(nanoseconds: list[int], frames: int) -> Timing:
+def timing_of(nanoseconds: Sequence[int] | np.ndarray, frames: int) -> Timing:
+    """Times per frame, of calls on so many frames."""
     p50, p99 = np.percentile(nanoseconds, (50, 99)) / (1e3 * frames)
     return Timing(float(p50), float(p99), len(nanoseconds))

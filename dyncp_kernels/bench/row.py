@@ -24,7 +24,8 @@ class Row:
     Attributes:
         suite: ``streaming`` (one frame a call), ``cold`` (the same with other data in the caches before each call),
             ``precision`` (one frame a call with narrower weights), ``full_path`` (one hop
-            of samples a call), ``chunks`` (some frames of a stream a call), ``streams`` (a frame of each of some
+            of samples a call), ``native`` and ``native_cold`` (as ``streaming`` and ``cold``, in a program without
+            Python), ``chunks`` (some frames of a stream a call), ``streams`` (a frame of each of some
             streams a call) or ``offline`` (a batch of clips a call).
         engine: name of the engine; a narrower dense net carries its hidden width, and what takes samples says how.
         site: gated channels: ``none``, ``output`` or ``hidden``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dyncp_kernels.bench.engine_driver import build_driver, reason_for_no_driver, run_masks, run_times, write_case
 from dyncp_kernels.bench.engines import ENGINES, Engine, Run
 from dyncp_kernels.bench.engines.cold_caches import ColdCaches
 from dyncp_kernels.bench.engines.dyncp import EnhancerStream, HopStream, Stream
 from dyncp_kernels.bench.machine import cache_bytes, machine_header, read_microseconds
 from dyncp_kernels.bench.masks import Masks, find_recorded, random_masks, read_biases, read_recorded
-from dyncp_kernels.bench.measure import Check, check_offline, check_stream, measure
+from dyncp_kernels.bench.measure import Check, Timing, check_offline, check_stream, measure
 from dyncp_kernels.bench.narrower import dense_config, width_of_equal_macs, width_of_equal_time
 from dyncp_kernels.bench.row import Results, Row, path_of, with_savings
 from dyncp_kernels.bench.workload import Workload, hop_workload, shipped_workload, synthetic_workload
@@ -58,7 +60,7 @@ class Plan:
         config: geometry.
         stream_frames: different frames in a stream.
         clips: (batch, frames) of the offline suite.
-        other_bytes: read between the calls of the cold suite; None for three times the largest cache.
+        other_bytes: read between the calls of the cold suites; None for three times the largest cache.
     """
 
     seconds: float = 20.0
@@ -146,31 +148,33 @@ def run_cases(cases: Sequence[Case], plan: Plan, seconds: float, notice: Notice 
     frames = {str(i): case.work.batch * (case.work.frames if offline else case.frames) for i, case in enumerate(cases)}
     cycle = 1 if offline else min(case.work.frames // case.frames for case in cases)
     timings = measure(runs, frames, cycle=cycle, calls=calls, settle=settle, seconds=seconds, least_rounds=7)
-    rows = []
-    for index, case in enumerate(cases):
-        timing, check_result = timings[str(index)], checks[str(index)]
-        rows.append(
-            Row(
-                suite=case.suite,
-                engine=case.engine,
-                site=case.work.config.site,
-                density=case.work.density,
-                gates=case.work.source,
-                dtype=case.dtype,
-                threads=plan.threads,
-                batch=case.work.batch,
-                frames=case.work.frames if offline else case.frames,
-                macs_per_frame=case.work.macs_per_frame,
-                p50_us_per_frame=timing.p50,
-                p99_us_per_frame=timing.p99,
-                saving_macs=None,
-                saving_time=None,
-                realised=None,
-                correct=check_result.correct,
-                max_error=check_result.max_error,
-                calls=timing.calls,
-            )
+    return _rows(cases, [checks[name] for name in runs], [timings[name] for name in runs], plan)
+
+
+def _rows(cases: Sequence[Case], checks: Sequence[Check], timings: Sequence[Timing], plan: Plan) -> list[Row]:
+    rows = [
+        Row(
+            suite=case.suite,
+            engine=case.engine,
+            site=case.work.config.site,
+            density=case.work.density,
+            gates=case.work.source,
+            dtype=case.dtype,
+            threads=plan.threads,
+            batch=case.work.batch,
+            frames=case.work.frames if case.offline else case.frames,
+            macs_per_frame=case.work.macs_per_frame,
+            p50_us_per_frame=timing.p50,
+            p99_us_per_frame=timing.p99,
+            saving_macs=None,
+            saving_time=None,
+            realised=None,
+            correct=check.correct,
+            max_error=check.max_error,
+            calls=timing.calls,
         )
+        for case, check, timing in zip(cases, checks, timings)
+    ]
     return _savings(rows)
 
 
@@ -385,10 +389,14 @@ def _shipped_works(
     return works
 
 
+def _other_bytes(plan: Plan) -> int:
+    return 3 * cache_bytes() if plan.other_bytes is None else plan.other_bytes
+
+
 def _cold(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
     """One frame a call, with other data in the caches, as between the frames of a live stream."""
     torch.set_num_threads(plan.threads)
-    other = np.ones((3 * cache_bytes() if plan.other_bytes is None else plan.other_bytes) // 8, np.int64)
+    other = np.ones(_other_bytes(plan) // 8, np.int64)
     notes.append(f"cold: {other.nbytes / 2**20:.0f} MB of other data were read before each call")
     frames = min(plan.stream_frames, _FEW_FRAMES)
     static = synthetic_workload(plan.config, 1, frames)
@@ -407,6 +415,44 @@ def _cold(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None
 
 def _with_cold_caches(case: Case, other: NDArray[np.int64]) -> Case:
     return replace(case, make=lambda: ColdCaches(case.make(), other), is_slow=True)
+
+
+def _without_python(
+    suite: str, other_bytes: int, plan: Plan, rows: list[Row], notes: list[str], notice: Notice
+) -> None:
+    """The streaming engine in a program of its own, as on a device; a frame a call."""
+    if reason := reason_for_no_driver():
+        notes.append(f"{suite} left out: {reason}")
+        return
+    if plan.threads > 1:
+        notes.append(f"{suite} left out: a stream takes one thread")
+        return
+    works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
+    works += gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
+    cases = []
+    for dtype in _COLD_DTYPES:
+        for work in works:
+            name = _BASELINE if work.source == "none" else "dyncp gated"
+            cases.append(Case(suite, name, work, partial(Stream, work, plan.threads, dtype), dtype))
+        cases += [_twin(suite, work, plan, dtype) for work in works[1:]]
+    with tempfile.TemporaryDirectory() as root:
+        notice(f"{suite}: preparing {len(cases)} networks")
+        driver = build_driver(Path(root))
+        folders = [Path(root) / str(index) for index in range(len(cases))]
+        for folder, case in zip(folders, cases):
+            write_case(folder, case.work, case.dtype)
+        checks = [run_masks(driver, f, case.work, case.dtype)[0] for f, case in zip(folders, cases)]
+        notice(f"{suite}: measuring {len(cases)} networks for {plan.seconds:.0f} s")
+        timings = run_times(driver, folders, plan.seconds, other_bytes)
+    rows += _rows(cases, checks, timings, plan)
+
+
+def _native(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
+    _without_python("native", 0, plan, rows, notes, notice)
+
+
+def _native_cold(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
+    _without_python("native_cold", _other_bytes(plan), plan, rows, notes, notice)
 
 
 def _full_path(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None:
@@ -430,6 +476,8 @@ SUITES: dict[str, Callable[[Plan, list[Row], list[str], Notice], None]] = {
     "chunks": _chunks,
     "streams": _streams,
     "cold": _cold,
+    "native": _native,
+    "native_cold": _native_cold,
     "offline": _offline,
 }
 """The suites by name."""

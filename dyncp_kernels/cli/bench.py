@@ -20,7 +20,8 @@ def bench(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help="streaming, precision, full_path, chunks, streams, cold or offline; may be repeated; default all."
+            help="streaming, precision, full_path, chunks, streams, cold, native, native_cold or offline; may be "
+            "repeated; default all."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for JSON, CSV, report and figure.")] = None,

@@ -9,13 +9,14 @@ if not extension_loaded():
     pytest.skip("needs the native extension", allow_module_level=True)
 
 from dyncp_kernels.bench import instructions
+from dyncp_kernels.bench.engine_driver import reason_for_no_driver
 from dyncp_kernels.bench.instructions import count_instructions, write_instructions
 from dyncp_kernels.bench.suites import Plan
 from dyncp_kernels.nn import ConvFSENetConfig
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
-@pytest.mark.skipif(not list(instructions._OBJECTS.glob("core.*.o")), reason="needs a build in the source folder")
+@pytest.mark.skipif(reason_for_no_driver() is not None, reason="needs a build in the source folder")
 def test_counts_are_right_for_right_outputs_and_fall_with_the_density(tmp_path):
     plan = Plan(config=ConvFSENetConfig(channels=32, hidden=64, stacks=1))
     rows = count_instructions(densities=(0.0, 0.25), precisions=("float32",), plan=plan)

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from dyncp_kernels._extension import extension_loaded
+from dyncp_kernels.bench import suites
+from dyncp_kernels.bench.engine_driver import build_driver, reason_for_no_driver, run_masks, write_case
 from dyncp_kernels.bench.masks import write_recorded
 from dyncp_kernels.bench.suites import SUITES, Case, Plan, run_cases, run_suites
 from dyncp_kernels.bench.workload import synthetic_workload
@@ -76,6 +78,42 @@ def test_narrower_weights_meet_other_engines_and_narrower_dense_networks_of_the_
     assert {row.engine for row in rows if row.dtype == "int8" and row.engine in RIVALS} == {"ONNX Runtime", "OpenVINO"}
     gated = {(row.dtype, f"{row.site} 25% {row.gates}") for row in rows if row.engine == "dyncp gated"}
     assert gated == {(row.dtype, row.engine.partition(" of ")[2]) for row in rows if row.engine.startswith("narrower")}
+
+
+@pytest.mark.skipif(reason_for_no_driver() is not None, reason="needs a build in the source folder")
+@pytest.mark.parametrize("suite", ["native", "native_cold"])
+def test_a_program_without_python_runs_the_same_networks(results, suite):
+    rows = [row for row in results.rows if row.suite == suite]
+    assert {row.dtype for row in rows} == {"float32", "bfloat16", "int8"}
+    gated = {(row.dtype, f"{row.site} 25% {row.gates}") for row in rows if row.engine == "dyncp gated"}
+    assert gated == {(row.dtype, row.engine.partition(" of ")[2]) for row in rows if row.engine.startswith("narrower")}
+    assert len(gated) == 9
+    # Seven rounds at least, the first one aside.
+    assert all(row.calls >= (280 if suite == "native" else 56) and row.p50_us_per_frame > 0 for row in rows)
+    assert all(row.realised is not None for row in rows if row.engine == "dyncp gated")
+
+
+@pytest.mark.skipif(reason_for_no_driver() is not None, reason="needs a build in the source folder")
+def test_a_wrong_mask_of_the_program_without_python_is_seen(tmp_path):
+    work, other = (synthetic_workload(replace(CONFIG, hidden=hidden), 1, 20) for hidden in (24, 16))
+    driver = build_driver(tmp_path)
+    write_case(tmp_path / "case", work, "float32")
+    assert run_masks(driver, tmp_path / "case", work, "float32")[0].max_error < 1e-5
+    assert not run_masks(driver, tmp_path / "case", other, "float32")[0].correct
+    (tmp_path / "case" / "packed").write_bytes(b"nothing")
+    with pytest.raises(RuntimeError, match="engine_driver failed"):
+        run_masks(driver, tmp_path / "case", work, "float32")
+
+
+def test_suites_without_python_are_left_out_with_a_reason_where_they_cannot_be_built(monkeypatch):
+    monkeypatch.setattr(suites, "reason_for_no_driver", lambda: "no compiler")
+    results = run_suites(["native"], Plan(config=CONFIG))
+    assert (results.rows, results.notes) == ([], ["native left out: no compiler"])
+    monkeypatch.undo()
+    if reason_for_no_driver() is None:
+        assert run_suites(["native"], Plan(config=CONFIG, threads=2)).notes == [
+            "native left out: a stream takes one thread"
+        ]
 
 
 def test_chunks_are_rows_of_several_frames_a_call(results):

@@ -3,8 +3,8 @@
 // Each thread of a block is a fiber.  Barriers, votes, shuffles and matrix products wait until all threads concerned
 // have arrived and then give every lane what the PTX manual says it gets.  Shared memory starts as NaN.  Fibers run in
 // the order of their index, or in the opposite order when DYNCP_EMULATOR_REVERSE=1: a result that depends on the order
-// shows a missing barrier.  The device has DYNCP_EMULATOR_PROCESSORS processors and DYNCP_EMULATOR_SHARED bytes of shared
-// memory for a block; DYNCP_EMULATOR_TRACE=1 prints the blocks and the shared memory of each launch.
+// shows a missing barrier.  The device has DYNCP_EMULATOR_PROCESSORS processors and DYNCP_EMULATOR_SHARED bytes of
+// shared memory for a block; DYNCP_EMULATOR_TRACE=1 prints the blocks and the shared memory of each launch.
 #pragma once
 
 #include <cstdint>
