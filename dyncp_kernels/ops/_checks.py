@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -30,6 +31,19 @@ class Check:
         if not condition:
             must = must.format(*map(_words_for, values))
             raise RuntimeError(f"{self.op}: {must} (got {_words_for(got)})")
+
+
+def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
+    """Raise where forward-mode differentiation hands over a tangent: an op without a rule for it would drop it."""
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            Check(op)(
+                False,
+                f"no argument may have a tangent, because the op has no rule for forward mode; use {op}_reference",
+                "a tensor with a tangent",
+            )
 
 
 def check_kernel_dtype(check: Check, x: Tensor) -> None:

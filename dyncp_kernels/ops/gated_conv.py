@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyncp_kernels.ops._checks import Check, check_block, check_grad
+from dyncp_kernels.ops._checks import Check, check_block, check_grad, refuse_tangents
 from dyncp_kernels.ops._registration import LIBRARY, register_autocast, register_reference
 from dyncp_kernels.ops.reference import gated_conv_reference
 
@@ -77,23 +77,11 @@ def gated_conv(
 
     Raises:
         RuntimeError: a shape, dtype, device or value does not fit: "gated_conv: <what must hold> (got <what came>)".
+            So does a tangent: there are derivatives in reverse mode only.
     """
-    return _OP(
-        x,
-        hidden_gate,
-        out_gate,
-        w_in,
-        b_in,
-        w_dw,
-        b_dw,
-        w_out,
-        b_out,
-        slope_in,
-        slope_dw,
-        dilation=dilation,
-        causal=causal,
-        residual=residual,
-    )
+    tensors = (x, hidden_gate, out_gate, w_in, b_in, w_dw, b_dw, w_out, b_out, slope_in, slope_dw)
+    refuse_tangents("gated_conv", *tensors)
+    return _OP(*tensors, dilation=dilation, causal=causal, residual=residual)
 
 
 def _run_reference(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyncp_kernels.ops._checks import Check, check_kernel_dtype, check_like
+from dyncp_kernels.ops._checks import Check, check_kernel_dtype, check_like, refuse_tangents
 from dyncp_kernels.ops._registration import LIBRARY, register_autocast, register_plain
 
 _ACTIVATIONS = ("none", "relu", "sigmoid")
@@ -28,6 +28,7 @@ def pointwise(x: Tensor, w: Tensor, b: Tensor | None, activation: str = "none") 
     Raises:
         RuntimeError: a shape, dtype, device or value does not fit: "pointwise: <what must hold> (got <what came>)".
     """
+    refuse_tangents("pointwise", x, w, b)
     return _OP(x, w, b, activation)
 
 

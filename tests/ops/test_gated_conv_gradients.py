@@ -137,6 +137,31 @@ def test_second_derivatives_are_refused_rather_than_zero(make_block):
         torch.autograd.grad(y.square().sum(), wanted, create_graph=True)
 
 
+def test_forward_mode_derivatives_are_refused_rather_than_zero(make_block):
+    block = make_block()
+    x, *others = block.args
+
+    def run(x):
+        return ops.gated_conv(x, *others, **block.options)
+
+    with pytest.raises(RuntimeError, match="gated_conv: no argument may have a tangent"):
+        torch.func.jvp(run, (x,), (torch.ones_like(x),))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match="gated_conv: no argument may have a tangent"):
+            run(dual)
+        with pytest.raises(RuntimeError, match="pointwise: no argument may have a tangent"):
+            ops.pointwise(dual, torch.ones(4, x.shape[1]), None)
+        # Where nothing has a tangent there is nothing to refuse.
+        assert torch.equal(run(x), ops.gated_conv(*block.args, **block.options))
+
+    def run_reference(x):
+        return ops.gated_conv_reference(x, *others, **block.options)
+
+    tangent = torch.func.jvp(run_reference, (x,), (torch.ones_like(x),))[1]
+    assert tangent.abs().max() > 0
+
+
 @pytest.mark.parametrize(("batch", "frames"), [(0, 5), (2, 0)])
 def test_an_empty_batch_or_clip_gives_zero_gradients(make_block, batch, frames):
     arguments, differentiable = leaves(make_block(batch=batch, frames=frames, gates="float"))
