@@ -34,7 +34,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     check_folder(path)
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        # Some libraries make files that only their owner may read.
+        part.chmod(mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

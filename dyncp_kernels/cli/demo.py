@@ -25,19 +25,20 @@ def demo(
 ) -> None:
     """Enhance a clip with the static and the pruned networks; write audio and a figure; compare MACs and time.
 
-    AUDIO may have any rate and any number of channels, which are mixed to one.
+    Beside the shipped networks goes what they have to beat, a narrower one without gates. AUDIO may have any rate and
+    any number of channels, which are mixed to one.
     """
     from rich.console import Console
 
     from dyncp_kernels import demo_clip
     from dyncp_kernels.audio.files import read_audio
     from dyncp_kernels.evaluation.demonstration import demonstrate
-    from dyncp_kernels.nn.default_models import pruned_models, static_model
+    from dyncp_kernels.nn.default_models import narrower_models, pruned_models, static_model
     from dyncp_kernels.nn.files import load
 
     console = Console(highlight=False)
     try:
-        names = [static or static_model(), *(pruned or pruned_models())]
+        names = [static or static_model(), *(pruned or [*pruned_models(), *narrower_models()])]
         networks = dict(zip(_short_names(names), map(load, names)))
         rate = next(iter(networks.values())).config.sample_rate
         if audio is None:
@@ -77,7 +78,7 @@ def _print(console: Any, result: Demonstration, audio: Path) -> None:
     from dyncp_kernels._extension import instruction_set
     from dyncp_kernels.cli.environment import implementation
 
-    (_, static), *pruned = result.models.items()
+    (_, static), *others = result.models.items()
     threads = static.time.threads
     compiled = implementation("CPU") == "compiled"
     kernels = f"compiled kernels, {instruction_set()}" if compiled else "PyTorch reference: nothing is skipped"
@@ -110,7 +111,7 @@ def _print(console: Any, result: Demonstration, audio: Path) -> None:
             score(row.pesq),
         )
     table.add_section()
-    for name, row in pruned:
+    for name, row in others:
         savings = (
             row.macs_per_frame / static.macs_per_frame,
             row.time.streaming / static.time.streaming,

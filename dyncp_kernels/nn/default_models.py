@@ -5,7 +5,9 @@ from __future__ import annotations
 from dyncp_kernels.nn.config import ConvFSENetConfig
 from dyncp_kernels.nn.files import model_info, shipped_models
 
-__all__ = ["pruned_models", "static_model"]
+__all__ = ["narrower_models", "pruned_models", "static_model"]
+
+_DEFAULT = ConvFSENetConfig()
 
 
 def static_model() -> str:
@@ -14,7 +16,7 @@ def static_model() -> str:
     Raises:
         FileNotFoundError: there is none.
     """
-    return _shipped("none")[0]
+    return _required("none")[0]
 
 
 def pruned_models() -> list[str]:
@@ -23,21 +25,29 @@ def pruned_models() -> list[str]:
     Raises:
         FileNotFoundError: there is none.
     """
-    return _shipped("output", "hidden", "both")
+    return _required("output", "hidden", "both")
 
 
-def _shipped(*sites: str) -> list[str]:
-    default = ConvFSENetConfig()
-    wanted = (default.channels, default.hidden, default.causal)
-    configs = {name: ConvFSENetConfig.from_dict(model_info(name)["config"]) for name in shipped_models()}
-    names = [
-        name
-        for site in sites
-        for name, config in configs.items()
-        if config.site == site
-        and config.gate_per != "static"
-        and (config.channels, config.hidden, config.causal) == wanted
-    ]
+def narrower_models() -> list[str]:
+    """Names of the shipped networks without gates and with fewer hidden channels, which pruned ones have to beat."""
+    return [name for name, config in _causal("none").items() if config.hidden < _DEFAULT.hidden]
+
+
+def _required(*sites: str) -> list[str]:
+    names = [name for site in sites for name, config in _causal(site).items() if config.hidden == _DEFAULT.hidden]
     if not names:
-        raise FileNotFoundError(f"a model with gates at {' or '.join(sites)} must be shipped (got {sorted(configs)})")
+        raise FileNotFoundError(
+            f"a model with gates at {' or '.join(sites)} must be shipped (got {sorted(shipped_models())})"
+        )
     return names
+
+
+def _causal(site: str) -> dict[str, ConvFSENetConfig]:
+    """Shipped causal networks of the default outer width with gates at that site that change over time."""
+    configs = {name: ConvFSENetConfig.from_dict(model_info(name)["config"]) for name in shipped_models()}
+    return {
+        name: config
+        for name, config in configs.items()
+        if (config.site, config.channels, config.causal) == (site, _DEFAULT.channels, _DEFAULT.causal)
+        and config.gate_per != "static"
+    }

@@ -1,6 +1,8 @@
 """The network: shapes, identity of closed blocks, folding, streaming, files."""
 
 import json
+import os
+import stat
 
 import pytest
 import torch
@@ -212,6 +214,13 @@ def test_a_saved_model_comes_back_the_same(tmp_path) -> None:
     features = torch.rand(1, 33, 8)
     assert torch.equal(back(features), model(features))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_model_files_follow_the_umask(tmp_path) -> None:
+    save(ConvFSENet(stacks=1), tmp_path / "model")
+    (tmp_path / "plain").touch()
+    assert len({stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}) == 1
 
 
 def test_broken_model_files_are_refused_by_name(tmp_path) -> None:
