@@ -48,12 +48,11 @@ X86_SETS = {
 X86_SETS["avx512vnni"] = [*X86_SETS["avx512"], "-mavx512vnni"]
 # Tile registers, on top of those; compilers know them since GCC 11 and Clang 12.
 X86_SETS["amx"] = [*X86_SETS["avx512vnni"], "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"]
-INSTRUCTION_SETS = {
-    "x86_64": X86_SETS,
-    "amd64": X86_SETS,
-    "aarch64": {"portable": [], "neon": []},
-    "arm64": {"portable": [], "neon": []},
-}
+# Sums of products of bytes, for the streaming kernels only; GCC knows them since 8, Clang since 6.
+ARM_SETS = {"portable": [], "neon": [], "neondot": ["-march=armv8.2-a+dotprod"]}
+INSTRUCTION_SETS = {"x86_64": X86_SETS, "amd64": X86_SETS, "aarch64": ARM_SETS, "arm64": ARM_SETS}
+# Left out where the compiler does not know them; else every source has -DDYNCP_WITH_<NAME>.
+NEWER_SETS = ["amx", "neondot"]
 
 DEFAULT_CUDA_ARCHS = "80;90;100"
 
@@ -76,19 +75,19 @@ def further_flags() -> list[str]:
 
 def instruction_sets(compiler: list[str], machine: str) -> tuple[dict[str, list[str]], list[str]]:
     """The sets that this compiler can build for a machine, each with its flags, and the flags of every source."""
-    sets = dict(INSTRUCTION_SETS.get(machine.lower(), {"portable": []}))
-    if "amx" not in sets:
-        return sets, []
-    probe = [*compiler, *sets["amx"], "-E", "-x", "c++", os.devnull, "-o", os.devnull]
-    if subprocess.run(probe, capture_output=True).returncode == 0:
-        return sets, ["-DDYNCP_WITH_AMX"]
-    del sets["amx"]
-    return sets, []
+    sets, flags = dict(INSTRUCTION_SETS.get(machine.lower(), {"portable": []})), []
+    for name in [name for name in NEWER_SETS if name in sets]:
+        probe = [*compiler, *sets[name], "-E", "-x", "c++", os.devnull, "-o", os.devnull]
+        if subprocess.run(probe, capture_output=True).returncode == 0:
+            flags.append(f"-DDYNCP_WITH_{name.upper()}")
+        else:
+            del sets[name]
+    return sets, flags
 
 
 def has_kernels(name: str, source: str) -> bool:
     """Whether a source of csrc/core/kernels, without its ending, is compiled for an instruction set."""
-    return name != ("amx" if source.startswith("stream_") else "avx512vnni")
+    return name not in (["amx"] if source.startswith("stream_") else ["avx512vnni", "neondot"])
 
 
 def reason_for_no_extension() -> str | None:

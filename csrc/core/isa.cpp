@@ -9,28 +9,23 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__) && defined(__aarch64__)
+#include <sys/sysctl.h>
 #endif
 
 namespace dyncp {
 namespace {
 
-constexpr Isa kAll[] = {Isa::portable, Isa::neon,       Isa::avx2,
+constexpr Isa kAll[] = {Isa::portable, Isa::neon,       Isa::neondot, Isa::avx2,
                         Isa::avx512,   Isa::avx512vnni, Isa::amx};  // narrowest first
 constexpr int kUndecided = -1;
 std::atomic<int> chosen{kUndecided};
 
-#define DYNCP_IS_BUILT(isa, unused) \
-  case Isa::isa:                    \
-    return true;
+#define DYNCP_IS_SET(name, set) || set == Isa::name
 bool isa_built(Isa isa) {
-  switch (isa) {
-    DYNCP_FOR_EACH_ISA(DYNCP_IS_BUILT, )
-#if defined(__x86_64__)
-    DYNCP_IS_BUILT(avx512vnni, )
-#endif
-    default:
-      return false;
-  }
+  return false DYNCP_FOR_EACH_ISA(DYNCP_IS_SET, isa) DYNCP_FOR_EACH_STREAM_ISA(DYNCP_IS_SET, isa);
 }
 
 #if defined(__x86_64__)
@@ -49,6 +44,21 @@ bool may_use_tiles() {
 }
 #endif
 
+#if defined(__aarch64__)
+bool multiplies_bytes() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP, which older headers lack
+  return (getauxval(AT_HWCAP) & kDotProduct) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof(has);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 bool processor_has(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -60,6 +70,8 @@ bool processor_has(Isa isa) {
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (isa == Isa::avx512vnni) return vnni;
   if (isa == Isa::amx) return vnni && may_use_tiles();
+#elif defined(__aarch64__)
+  if (isa == Isa::neondot) return multiplies_bytes();
 #endif
   return isa == Isa::portable || isa == Isa::neon;
 }
@@ -88,6 +100,8 @@ const char* isa_name(Isa isa) {
       return "amx";
     case Isa::neon:
       return "neon";
+    case Isa::neondot:
+      return "neondot";
     default:
       return "portable";
   }

@@ -41,30 +41,11 @@ struct StreamKernels {
 
 }  // namespace dyncp
 
-DYNCP_DECLARE_KERNELS(StreamKernels, stream_kernels)
-#if defined(__x86_64__)
-DYNCP_DECLARE_TABLE_OF_ISA(avx512vnni, StreamKernels, stream_kernels)
-#endif
+DYNCP_DECLARE_STREAM_KERNELS(StreamKernels, stream_kernels)
 
 namespace dyncp {
 
 // Those of the active set.
-inline const StreamKernels& active_stream_kernels() {
-#if defined(__x86_64__)
-  switch (active_isa()) {
-    case Isa::avx2:
-      return avx2::stream_kernels;
-    case Isa::avx512:
-      return avx512::stream_kernels;
-    case Isa::avx512vnni:
-    case Isa::amx:
-      return avx512vnni::stream_kernels;
-    default:
-      return portable::stream_kernels;
-  }
-#else
-  return DYNCP_KERNELS(StreamKernels, stream_kernels);
-#endif
-}
+inline const StreamKernels& active_stream_kernels() { return DYNCP_STREAM_KERNELS(StreamKernels, stream_kernels); }
 
 }  // namespace dyncp

@@ -36,8 +36,9 @@ namespace dyncp {
 constexpr int kPad = 16;
 constexpr int kPanel = 64;
 constexpr int kLine = 64;
-// Bytes that an activation is taken apart into, see kernels/stream_digits.h.
+// Bytes that an activation is taken apart into, see kernels/stream_digits.h, and room for them.
 constexpr int kDigits = 3;
+constexpr int kDigitBytes = 4;
 // Frames of a chunk that go through a block together, so that its weights come from far away once for all of them.
 constexpr int kTileFrames = 8;
 // In full scales: far beyond any recording, far below what overflows on its way through a network.

@@ -266,7 +266,7 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   h.chunk_bits = state.take(kTileFrames * (h.gates_padded / kPad) * 2);
   h.scores = state.floats(h.gates_padded);
   if (precision == Precision::int8) {
-    h.digits = state.take(kDigits * rounded_up(std::max({g.bins, g.channels, g.hidden}), kLine));
+    h.digits = state.take(kDigitBytes * rounded_up(std::max({g.bins, g.channels, g.hidden}), kLine));
   }
   h.kept = state.take(static_cast<int64_t>(sizeof(Kept)) * g.blocks);
 

@@ -15,22 +15,13 @@ DYNCP_INLINE constexpr int least(int a, int b) { return a < b ? a : b; }
 
 // ---- activations
 
-// Whether products take activations as digits.
-#if defined(__AVX512VNNI__)
-template <Precision P>
-constexpr bool kTakesDigits = P == Precision::int8;
-#else
-template <Precision P>
-constexpr bool kTakesDigits = false;
-#endif
-
 // Activations, prepared once for all rows of a product.
 template <Precision P, bool = kTakesDigits<P>>
 struct Activations {
   DYNCP_INLINE Activations(DigitOrder, const PackedHeader&, void*, const float* x, int) : values(x) {}
   const float* values;
 };
-#if defined(__AVX512VNNI__)
+#if defined(DYNCP_MULTIPLIES_BYTES)
 template <Precision P>
 struct Activations<P, true> {
   DYNCP_INLINE Activations(DigitOrder order, const PackedHeader& h, void* state, const float* x, int count)
@@ -82,6 +73,10 @@ DYNCP_INLINE void for_tiles(int length, Use use) {
   for (unit = 0; unit < vectors % 4 * kParts; ++unit) use(Tile<P, 1, 1>{vectors / 4 * 4, unit});
 }
 
+// Units of a tile whose rows are summed for one frame.
+template <Precision P>
+constexpr int kUnitsOfTile = kTakesDigits<P> ? kUnitsOfDigits : 2;
+
 // Sums of every second row of a panel stand apart unless there are eight vectors of them: so many cover the latency of
 // a multiply-add, as each one waits for a load.  Sums of columns do not: what stands in a list must not decide how they
 // are rounded, or frames that share a list would not get what each gets alone.
@@ -92,12 +87,11 @@ constexpr int kChainsOfColumns = 1;
 // sums[v] = sum over i < count of activation i, x.values[index(i)], times the tile's weights of row(i).
 template <Precision P, int kChains, class Outputs, class Row, class Index>
 DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, const Activations<P>& x, Index index, Floats* sums) {
-#if defined(__AVX512VNNI__)
-  if constexpr (kTakesDigits<P> && Outputs::kVectors == 4) {
-    const int64_t offset = row_bytes(P, tile.place(0));
-    return sum_lines(count, [&](int i) DYNCP_INLINED { return row(i) + offset; }, x.digits, sums);
+  if constexpr (kTakesDigits<P> && Outputs::kVectorsOfUnit == 4) {
+    const int64_t offset = row_bytes(P, tile.vector(0) * kPad) + tile.part(0) * kVectorBytes;
+    const auto line = [&](int i) DYNCP_INLINED { return row(i) + offset; };
+    return x.digits.template sum_lines<Outputs::kVectors / 4>(count, line, sums);
   }
-#endif
   constexpr int kVectors = Outputs::kVectors;
   Floats others[kVectors];
   unrolled<kVectors>([&](auto v) DYNCP_INLINED { sums[v] = others[v] = zero<float>(); });
@@ -137,7 +131,7 @@ DYNCP_INLINE void multiply_panels(const PackedHeader& h, void* state, const Pane
   for (int start = 0; start < outputs; start += kPanel) {
     const int width = least(kPanel, outputs - start);
     const int64_t step = row_bytes(P, width);
-    for_tiles<P, kTakesDigits<P> ? 1 : 2>(width, [&](auto tile) DYNCP_INLINED {
+    for_tiles<P, kUnitsOfTile<P>>(width, [&](auto tile) DYNCP_INLINED {
       constexpr int kVectors = decltype(tile)::kVectors;
       Floats sums[kVectors];
       sum_rows<P, kChainsOfPanel<kVectors>>(
@@ -163,7 +157,7 @@ DYNCP_INLINE void multiply_columns(const PackedHeader& h, void* state, const Pan
     values = listed;
   }
   const Activations<P> x(DigitOrder::plain, h, state, values, count);
-  for_tiles<P, kTakesDigits<P> ? 1 : 2>((matrix.outputs + kPad - 1) / kPad * kPad, [&](auto tile) DYNCP_INLINED {
+  for_tiles<P, kUnitsOfTile<P>>((matrix.outputs + kPad - 1) / kPad * kPad, [&](auto tile) DYNCP_INLINED {
     constexpr int kVectors = decltype(tile)::kVectors;
     Floats sums[kVectors];
     const auto sum_columns = [&](auto index) DYNCP_INLINED {
@@ -321,17 +315,13 @@ void multiply_columns_together(const PackedHeader& h, const PanelMatrix& matrix,
 template <Precision P, bool kMasked = false>
 DYNCP_INLINE Floats multiply_rows(const char* const* rows, int count, const Activations<P>& x, int length,
                                   const uint16_t* kept = nullptr) {
+  // Bytes are never NaN, and the activations of pruned channels are zeros.
+  if constexpr (kTakesDigits<P>) return multiply_rows_of_bytes(x.digits, rows, count, length);
   Floats sums[kWidth];
   unrolled<kWidth / kRowsSideBySide>([&](auto group) DYNCP_INLINED {
     Floats* part = sums + group * kRowsSideBySide;
     unrolled<kRowsSideBySide>([&](auto r) DYNCP_INLINED { part[r] = zero<float>(); });
     if (group * kRowsSideBySide >= count) return;
-#if defined(__AVX512VNNI__)
-    // Bytes are never NaN, and the activations of pruned channels are zeros.
-    if constexpr (kTakesDigits<P>) {
-      return multiply_bytes<kRowsSideBySide>(rows + group * kRowsSideBySide, x.digits, length, part);
-    }
-#endif
     for_tiles<P, 1>(length, [&](auto tile) DYNCP_INLINED {
       unrolled<kRowsSideBySide>([&](auto r) DYNCP_INLINED {
         tile.for_units(rows[group * kRowsSideBySide + r], [&](auto, const Floats* w) DYNCP_INLINED {
