@@ -2,8 +2,8 @@
 //
 // Every source in csrc/core/kernels/ is compiled once per instruction set, with DYNCP_ISA set to its name, into
 // namespace dyncp::<name>.  Such a source exports tables of function pointers; callers pick the table of the active
-// set.  Of avx512vnni and neondot, which multiply bytes, there are only the streaming kernels, which alone gain by it, and
-// of amx all others: tiles are of no use to a few frames.
+// set.  Of avx512vnni and neondot, which multiply bytes, there are only the streaming kernels, which alone gain by it,
+// and of amx all others: tiles are of no use to a few frames.
 //
 //   struct ScaleKernels { void (*scale)(float* values, int64_t count, float factor); };
 //   DYNCP_DECLARE_KERNELS(ScaleKernels, scale_kernels)               // in the header, at global scope
@@ -39,8 +39,8 @@ constexpr Isa isa_of_streams(Isa isa) { return isa == Isa::amx ? Isa::avx512vnni
 
 }  // namespace dyncp
 
-// The sets of this build: of all kernels but the streaming ones, and of those.  DYNCP_WITH_AMX and DYNCP_WITH_NEONDOT say
-// that the compiler knows the set; all sources of a build agree on them.
+// The sets of this build: of all kernels but the streaming ones, and of those.  DYNCP_WITH_AMX and DYNCP_WITH_NEONDOT
+// say that the compiler knows the set; all sources of a build agree on them.
 #if defined(__x86_64__) && defined(DYNCP_WITH_AMX)
 #define DYNCP_FOR_EACH_ISA(APPLY, ...) \
   APPLY(portable, __VA_ARGS__) APPLY(avx2, __VA_ARGS__) APPLY(avx512, __VA_ARGS__) APPLY(amx, __VA_ARGS__)
@@ -72,11 +72,9 @@ constexpr Isa isa_of_streams(Isa isa) { return isa == Isa::amx ? Isa::avx512vnni
 #define DYNCP_CASE_OF_ISA(isa, Table, name) \
   case ::dyncp::Isa::isa:                   \
     return ::dyncp::isa::name;
-#define DYNCP_TABLE_OF(ISA, FOR_EACH, Table, name)                                       \
-  ([]() -> const Table& {                                                                \
-    switch (ISA) {                                                                       \
-      FOR_EACH(DYNCP_CASE_OF_ISA, Table, name) default : return ::dyncp::portable::name; \
-    }                                                                                    \
+#define DYNCP_TABLE_OF(ISA, FOR_EACH, Table, name)                                                      \
+  ([]() -> const Table& {                                                                               \
+    switch (ISA) { FOR_EACH(DYNCP_CASE_OF_ISA, Table, name) default : return ::dyncp::portable::name; } \
   }())
 #define DYNCP_KERNELS(Table, name) \
   DYNCP_TABLE_OF(::dyncp::isa_without_streams(::dyncp::active_isa()), DYNCP_FOR_EACH_ISA, Table, name)

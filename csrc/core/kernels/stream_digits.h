@@ -46,42 +46,39 @@ class Digits {
   DYNCP_INLINE Digits(DigitOrder order, const float* values, int count, int8_t* room)
       : Digits(order, values, count, largest_magnitude(values, count), room) {}
 
-  // sums[0 .. 4 kUnits - 1] = sum over i < count of activation i, in plain digits, times the weights at line(i).
-  template <int kUnits, class Line>
+  // sums[0..3] = sum over i < count of activation i, in plain digits, times a vector's bytes of weights at line(i).
+  template <class Line>
   DYNCP_INLINE void sum_lines(int count, Line line, Floats* sums) const {
-    Sums parts[4 * kUnits][kDigits];
-    unrolled<4 * kUnits>([&](auto v) DYNCP_INLINED {
+    Sums parts[4][kDigits];
+    unrolled<4>([&](auto v) DYNCP_INLINED {
       unrolled<kDigits>([&](auto digit) DYNCP_INLINED { parts[v][digit] = stored_.start(digit); });
     });
     const auto add = [&](int i, const char* const* lines) DYNCP_INLINED {
-      unrolled<kUnits>([&](auto u) DYNCP_INLINED {
-        Bytes w[4];
-        join_lines(lines, u * kVectorBytes, w);
-        unrolled<kDigits>([&](auto digit) DYNCP_INLINED {
-          const auto four = stored_.template plain<digit>(i);
-          unrolled<4>([&](auto j) DYNCP_INLINED {
-            Sums& sum = parts[4 * u + j][digit];
-            sum = add_products(sum, w[j], four);
-          });
-        });
+      Bytes w[4];
+      join_lines(lines, w);
+      unrolled<kDigits>([&](auto digit) DYNCP_INLINED {
+        const auto four = stored_.template plain<digit>(i);
+        unrolled<4>([&](auto v) DYNCP_INLINED { parts[v][digit] = add_products(parts[v][digit], w[v], four); });
       });
     };
-    int i = 0;
-    for (; i + 4 <= count; i += 4) {
+    const auto add_four = [&](int i) DYNCP_INLINED {
       const char* const lines[4] = {line(i), line(i + 1), line(i + 2), line(i + 3)};
       add(i, lines);
+    };
+    int i = 0;
+    for (; i + 4 * kFoursAtOnce <= count; i += 4 * kFoursAtOnce) {
+      unrolled<kFoursAtOnce>([&](auto four) DYNCP_INLINED { add_four(i + 4 * four); });
     }
+    for (; kFoursAtOnce > 1 && i + 4 <= count; i += 4) add_four(i);
     if (i < count) {
       // The digits behind the last one are zeros, whatever their weights.
       const char* lines[4];
       for (int j = 0; j < 4; ++j) lines[j] = line(i + j < count ? i + j : count - 1);
       add(i, lines);
     }
-    unrolled<kUnits>([&](auto u) DYNCP_INLINED {
-      Floats of_words[4];
-      unrolled<4>([&](auto j) DYNCP_INLINED { of_words[j] = value(parts[4 * u + j]); });
-      order_outputs(of_words, sums + 4 * u);
-    });
+    Floats of_words[4];
+    unrolled<4>([&](auto v) DYNCP_INLINED { of_words[v] = value(parts[v]); });
+    order_outputs(of_words, sums);
   }
 
   // parts[r] = rows[r], `length` woven weights, times all activations, in woven digits, part by part: their sum is in
@@ -128,7 +125,6 @@ class Digits {
 
 template <Precision P>
 constexpr bool kTakesDigits = false;
-constexpr int kUnitsOfDigits = 2;
 
 #endif
 

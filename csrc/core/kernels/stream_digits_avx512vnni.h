@@ -8,7 +8,7 @@ namespace dyncp::DYNCP_ISA {
 
 using Bytes = __m512i;
 using Sums = __m512i;
-constexpr int kUnitsOfDigits = 1;
+constexpr int kFoursAtOnce = 1;  // lines, in a pass of the loop
 
 // Of `left` floats, or as many as there are lanes; the other lanes are zeros.
 DYNCP_INLINE __m512 load_some(const float* p, int left) {
@@ -102,9 +102,9 @@ class StoredDigits {
 
 // Four lines of woven weights, of 64 outputs each, to words with the four weights of an output: word 4 i + k of vector
 // j is for output 16 k + 4 i + j.
-DYNCP_INLINE void join_lines(const char* const* lines, int offset, Bytes* words) {
+DYNCP_INLINE void join_lines(const char* const* lines, Bytes* words) {
   __m512i r[4];
-  unrolled<4>([&](auto i) DYNCP_INLINED { r[i] = load_bytes(lines[i] + offset); });
+  unrolled<4>([&](auto i) DYNCP_INLINED { r[i] = load_bytes(lines[i]); });
   const __m512i low01 = _mm512_unpacklo_epi8(r[0], r[1]), high01 = _mm512_unpackhi_epi8(r[0], r[1]);
   const __m512i low23 = _mm512_unpacklo_epi8(r[2], r[3]), high23 = _mm512_unpackhi_epi8(r[2], r[3]);
   words[0] = _mm512_unpacklo_epi16(low01, low23);

@@ -75,7 +75,7 @@ DYNCP_INLINE void for_tiles(int length, Use use) {
 
 // Units of a tile whose rows are summed for one frame.
 template <Precision P>
-constexpr int kUnitsOfTile = kTakesDigits<P> ? kUnitsOfDigits : 2;
+constexpr int kUnitsOfTile = kTakesDigits<P> ? 1 : 2;
 
 // Sums of every second row of a panel stand apart unless there are eight vectors of them: so many cover the latency of
 // a multiply-add, as each one waits for a load.  Sums of columns do not: what stands in a list must not decide how they
@@ -87,10 +87,10 @@ constexpr int kChainsOfColumns = 1;
 // sums[v] = sum over i < count of activation i, x.values[index(i)], times the tile's weights of row(i).
 template <Precision P, int kChains, class Outputs, class Row, class Index>
 DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, const Activations<P>& x, Index index, Floats* sums) {
-  if constexpr (kTakesDigits<P> && Outputs::kVectorsOfUnit == 4) {
+  if constexpr (kTakesDigits<P> && Outputs::kVectors == 4) {
     const int64_t offset = row_bytes(P, tile.vector(0) * kPad) + tile.part(0) * kVectorBytes;
     const auto line = [&](int i) DYNCP_INLINED { return row(i) + offset; };
-    return x.digits.template sum_lines<Outputs::kVectors / 4>(count, line, sums);
+    return x.digits.sum_lines(count, line, sums);
   }
   constexpr int kVectors = Outputs::kVectors;
   Floats others[kVectors];
@@ -130,7 +130,9 @@ DYNCP_INLINE void multiply_panels(const PackedHeader& h, void* state, const Pane
   const int outputs = (matrix.outputs + kPad - 1) / kPad * kPad, inputs = matrix.inputs;
   for (int start = 0; start < outputs; start += kPanel) {
     const int width = least(kPanel, outputs - start);
-    const int64_t step = row_bytes(P, width);
+    // Of bytes, any panel's rows are a line: constants leave one address where there would be one for each row.
+    static_assert(row_bytes(Precision::int8, kPanel) == kLine);
+    const int64_t step = P == Precision::int8 ? kLine : row_bytes(P, width);
     for_tiles<P, kUnitsOfTile<P>>(width, [&](auto tile) DYNCP_INLINED {
       constexpr int kVectors = decltype(tile)::kVectors;
       Floats sums[kVectors];
