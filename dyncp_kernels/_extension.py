@@ -74,7 +74,7 @@ def frame_call(name: str) -> Callable[..., torch.Tensor | None] | None:
 def instruction_set() -> str:
     """Name of the instruction set that the kernels use; "none" without the extension.
 
-    One of portable, avx2, avx512, avx512vnni, amx and neon.
+    One of portable, avx2, avx512, avx512vnni, amx, neon and neondot.
 
     Raises:
         RuntimeError: the environment variable DYNCP_ISA names a set that this processor or build lacks.

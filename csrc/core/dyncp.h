@@ -46,7 +46,7 @@ typedef struct {
 /* What was wrong in this thread's last failed call; never null. */
 DYNCP_API const char* dyncp_last_error(void);
 
-/* Instruction set in use: "portable", "avx2", "avx512", "avx512vnni", "amx" or "neon". */
+/* Instruction set in use: "portable", "avx2", "avx512", "avx512vnni", "amx", "neon" or "neondot". */
 DYNCP_API const char* dyncp_active_instruction_set(void);
 
 /* Loads a folded model (`dyncp export` writes one).  precision of the large weights: "float32",

@@ -113,6 +113,27 @@ Network random_network(int channels, int hidden, int taps, const std::vector<int
   return n;
 }
 
+// The same network with weights that are bytes times a scale of their output, which int8 keeps as they are: what is
+// left is how exactly it multiplies.
+Network of_bytes(Network n) {
+  const auto round_rows = [](std::vector<float>& weights, int outputs) {
+    const size_t inputs = weights.size() / outputs;
+    for (int o = 0; o < outputs; ++o) {
+      float* row = weights.data() + o * inputs;
+      float most = 0;
+      for (size_t i = 0; i < inputs; ++i) most = std::max(most, std::fabs(row[i]));
+      for (size_t i = 0; i < inputs; ++i) row[i] = std::round(row[i] / most * 127) / 127 * most;
+    }
+  };
+  round_rows(n.front, n.g.channels);
+  round_rows(n.back, n.g.bins);
+  for (Block& b : n.blocks) {
+    round_rows(b.w_in, n.g.hidden);
+    round_rows(b.w_out, n.g.channels);
+  }
+  return n;
+}
+
 // The network as plain loops; its gates are taken from the engine where a score is too close to zero to be decided.
 class Naive {
  public:
@@ -238,21 +259,109 @@ void check_network(const Network& n, Precision precision, float crossover, doubl
   std::uniform_real_distribution<float> uniform(0, 2);
   double worst = 0;
   int disagreements = 0;
+  std::vector<float> features(kFrames * bins), masks(kFrames * bins);
+  for (float& f : features) f = uniform(generator);
   for (int t = 0; t < kFrames; ++t) {
-    std::vector<float> features(bins), mask(bins);
-    for (float& f : features) f = uniform(generator);
+    const float* own = features.data() + t * bins;
+    float* mask = masks.data() + t * bins;
     std::vector<uint8_t> used(gates + 1);
-    dyncp::step_frames(*engine.model, dyncp::one_stream({engine.state.get(), 0.1f}), features.data(), 1, mask.data(),
-                       used.data());
-    const Row wanted = naive.step(features.data(), 0.1f, used.data(), disagreements);
+    dyncp::step_frames(*engine.model, dyncp::one_stream({engine.state.get(), 0.1f}), own, 1, mask, used.data());
+    const Row wanted = naive.step(own, 0.1f, used.data(), disagreements);
     for (int i = 0; i < bins; ++i) {
       note(worst, std::fabs(wanted[i] - mask[i]));
     }
   }
   expect(worst <= tolerance, what, worst);
-  // Weights of few bits move the block inputs, and with them scores, so there only masks are compared.
-  const bool is_close = precision == Precision::float32 || precision == Precision::int24;
-  if (is_close) expect(disagreements == 0, what + ", gates", disagreements);
+  // Weights that are rounded move the block inputs, and with them scores, so there only masks are compared.
+  if (tolerance < 1e-5) expect(disagreements == 0, what + ", gates", disagreements);
+  dyncp::reset_state(*engine.model, engine.state.get());
+  std::vector<float> together(masks.size());
+  dyncp::step_frames(*engine.model, dyncp::one_stream({engine.state.get(), 0.1f}), features.data(), kFrames,
+                     together.data(), nullptr);
+  expect(together == masks, what + ", frames in one call", together.back() - masks.back());
+}
+
+// Features of any magnitude, at any address, through a network without biases, whose last weights bring the logits of
+// all magnitudes to about one.
+void check_magnitudes(Precision precision, const std::string& what) {
+  Network n = of_bytes(random_network(19, 37, 2, {1, 3}, 0, GateKind::none, StreamPooling::average, true));
+  std::fill(n.front_bias.begin(), n.front_bias.end(), 0.0f);
+  std::fill(n.back_bias.begin(), n.back_bias.end(), 0.0f);
+  for (Block& b : n.blocks) {
+    for (std::vector<float>* bias : {&b.b_in, &b.b_dw, &b.b_out}) std::fill(bias->begin(), bias->end(), 0.0f);
+  }
+  const int bins = n.g.bins;
+  const auto masks_of = [&](const Network& network, const std::vector<float>& features) {
+    Engine engine(network, precision, {1, 1});
+    std::vector<float> moved(features.size() + 1), masks(features.size());
+    std::copy(features.begin(), features.end(), moved.begin() + 1);
+    dyncp::step_frames(*engine.model, dyncp::one_stream({engine.state.get(), 0}), moved.data() + 1, 1, masks.data(),
+                       nullptr);
+    return masks;
+  };
+  for (float size : {0.0f, 1e-37f, 1e-28f, 1e-10f, 1e20f}) {
+    Network scaled = n;
+    if (size > 1e-30f) {
+      for (float& w : scaled.back) w /= size;
+    }
+    std::vector<float> features(bins);
+    for (int i = 0; i < bins; ++i) features[i] = size * static_cast<float>(i + 1) / static_cast<float>(bins);
+    int disagreements = 0;
+    const Row wanted = Naive(scaled).step(features.data(), 0, nullptr, disagreements);
+    const std::vector<float> masks = masks_of(scaled, features);
+    double worst = 0;
+    for (int i = 0; i < bins; ++i) note(worst, std::fabs(wanted[i] - masks[i]));
+    expect(worst <= 3e-6, what + ", features of " + std::to_string(std::log10(size)) + " powers of ten", worst);
+  }
+  for (float value : {NAN, INFINITY}) {
+    for (int place : {0, bins - 1}) {
+      std::vector<float> features(bins, 1.0f);
+      features[place] = value;
+      int spared = 0;
+      for (float m : masks_of(n, features)) spared += std::isnan(value) ? !std::isnan(m) : m > 0 && m < 1;
+      expect(spared == 0, what + ", what is not finite reaches every mask from " + std::to_string(place), spared);
+    }
+  }
+}
+
+// Calls use(row, bytes) for every row of weights of pruned channels of a network with constant gates.
+template <class Use>
+int for_pruned_rows(const Network& n, const PackedHeader& model, char* packed, Use use) {
+  int rows = 0;
+  for (int i = 0; i < n.g.blocks; ++i) {
+    const dyncp::PackedBlock& b = dyncp::packed_blocks(model)[i];
+    const auto take = [&](int64_t row, int64_t bytes, int gate) {
+      if (n.blocks[i].expand_bias[gate] > 0) return;
+      use(packed + row, bytes);
+      ++rows;
+    };
+    for (int c = 0; n.g.gates_out && c < n.g.channels; ++c) {
+      take(b.out_rows + c * model.out_row_stride, model.out_row_stride, c);
+    }
+    for (int c = 0; n.g.gates_hidden && c < n.g.hidden; ++c) {
+      const int gate = n.g.channels * n.g.gates_out + dyncp::at<int32_t>(packed, b.hidden_order)[c];
+      take(b.hidden_rows + c * model.hidden_row_stride, model.hidden_row_stride, gate);
+      take(b.hidden_columns + c * model.hidden_column_stride, model.hidden_column_stride, gate);
+    }
+  }
+  return rows;
+}
+
+// Weights of pruned channels do not matter, be they NaN.
+void check_poisoned(int site, Precision precision, const std::string& what) {
+  const Network n = random_network(50, 70, 3, {1, 2}, site, GateKind::constant, StreamPooling::average, true);
+  const std::vector<float> features(size_t(n.g.bins) * 4, 1.0f);
+  std::vector<float> masks[2] = {features, features};
+  Engine engine(n, precision, {1, 1});
+  int poisoned = 0;
+  for (std::vector<float>& m : masks) {
+    dyncp::reset_state(*engine.model, engine.state.get());
+    dyncp::step_frames(*engine.model, dyncp::one_stream({engine.state.get(), 0}), features.data(), 4, m.data(),
+                       nullptr);
+    poisoned = for_pruned_rows(n, *engine.model, static_cast<char*>(engine.packed.get()),
+                               [](char* row, int64_t bytes) { std::memset(row, 0xff, bytes); });
+  }
+  expect(poisoned > 20 && masks[0] == masks[1], what + ", poisoned rows of site " + std::to_string(site), poisoned);
 }
 
 // Samples through a network whose mask is nearly one come back delayed by n_fft - hop.
@@ -300,18 +409,7 @@ void check_unread(int site, Precision precision) {
   dyncp::pack_model(view, precision, packed, page);
   const PackedHeader& model = dyncp::checked_model(packed, bytes);
   int taken = 0;
-  for (int i = 0; i < n.g.blocks; ++i) {
-    const dyncp::PackedBlock& b = dyncp::packed_blocks(model)[i];
-    const auto take = [&](int64_t row, int gate) {
-      if (n.blocks[i].expand_bias[gate] <= 0) taken += mprotect(packed + row, page, PROT_NONE) == 0;
-    };
-    for (int c = 0; n.g.gates_out && c < n.g.channels; ++c) take(b.out_rows + c * model.out_row_stride, c);
-    for (int c = 0; n.g.gates_hidden && c < n.g.hidden; ++c) {
-      const int gate = n.g.channels * n.g.gates_out + dyncp::at<int32_t>(packed, b.hidden_order)[c];
-      take(b.hidden_rows + c * model.hidden_row_stride, gate);
-      take(b.hidden_columns + c * model.hidden_column_stride, gate);
-    }
-  }
+  for_pruned_rows(n, model, packed, [&](char* row, int64_t) { taken += mprotect(row, page, PROT_NONE) == 0; });
   const dyncp::Memory state = dyncp::allocate(model.state_bytes);
   dyncp::initialise_state(model, {1, 1}, state.get());
   std::vector<float> features(size_t(n.g.bins) * 4, 1.0f), masks(features.size());
@@ -375,12 +473,18 @@ void check_all(const std::string& isa, bool is_short) {
                                  " site " + std::to_string(site) + (crossover < 0 ? " masked" : " gathered");
         check_network(n, Precision::float32, crossover, 3e-6, what);
         check_network(n, Precision::int24, crossover, 3e-6, what + " int24");
+        check_network(of_bytes(n), Precision::int8, crossover, 3e-6, what + " int8 of bytes");
         if (n.g.gate_kind == GateKind::pooled && site != 0) continue;
         check_network(n, Precision::float16, crossover, 3e-3, what + " float16");
         check_network(n, Precision::bfloat16, crossover, 3e-2, what + " bfloat16");
         check_network(n, Precision::int8, crossover, 8e-2, what + " int8");
       }
     }
+  }
+  for (Precision precision : {Precision::float32, Precision::int24, Precision::int8}) {
+    const std::string what = isa + " precision " + std::to_string(static_cast<int>(precision));
+    check_magnitudes(precision, what);
+    for (int site = 1; site < 4; ++site) check_poisoned(site, precision, what);
   }
   for (int n_fft : {8, 16, 32, 64, 128, 512}) {
     check_transform(n_fft, n_fft / 2);

@@ -87,12 +87,22 @@ def test_core_equals_plain_loops_on_every_instruction_set(compiler, native_objec
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_core_equals_plain_loops_as_neon_code(arm_core, tmp_path, part):
+@pytest.mark.parametrize(("processor", "has_dot_product"), [("max", True), ("cortex-a72", False)])
+def test_core_equals_plain_loops_as_neon_code(arm_core, tmp_path, part, processor, has_dot_product):
     # The emulator maps pages as it likes, so pages are taken away natively only.
     arguments = ["--no-page-protection"] if part == "stream" else []
     objects = [str(path) for path in sorted((arm_core / "objects").glob("*.o"))]
-    printed = run_self_test(part, tmp_path, [ARM_COMPILER, "-static"], objects, [ARM_EMULATOR], arguments)
-    assert "ok   neon" in printed
+    emulator = [ARM_EMULATOR, "-cpu", processor]
+    printed = run_self_test(part, tmp_path, [ARM_COMPILER, "-static"], objects, emulator, arguments)
+    assert "ok   neon " in printed
+    assert ("ok   neondot " in printed) == has_dot_product
+
+
+@pytest.mark.parametrize(("machine", "kept"), [("aarch64", ["portable", "neon"]), ("riscv64", ["portable"])])
+def test_sets_that_the_compiler_does_not_know_are_left_out(package_setup, machine, kept):
+    sets, flags = package_setup.instruction_sets(["false"], machine)
+    assert list(sets) == kept
+    assert flags == []
 
 
 def gated_model() -> ConvFSENet:
