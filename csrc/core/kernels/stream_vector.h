@@ -199,6 +199,9 @@ DYNCP_INLINE uint32_t bits_of(Integers comparison) {
   return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(comparison)));
 #elif defined(__x86_64__)
   return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(comparison)));
+#elif defined(__aarch64__)
+  const uint32x4_t places = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(reinterpret_cast<uint32x4_t>(comparison), places));
 #else
   uint32_t bits = 0;
   for (int i = 0; i < kWidth; ++i) bits |= (comparison[i] & 1u) << i;
