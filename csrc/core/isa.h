@@ -31,7 +31,7 @@ Isa active_isa();
 // Overrides the choice for this process; for tests and measurements.  Throws like active_isa().
 void set_active_isa(const char* name);
 
-// The set whose kernels run when a set is in use: all but the streaming ones, and those.
+// The set whose kernels run when a set is in use, for all kernels but the streaming ones, and for those.
 constexpr Isa isa_without_streams(Isa isa) {
   return isa == Isa::avx512vnni ? Isa::avx512 : isa == Isa::neondot ? Isa::neon : isa;
 }

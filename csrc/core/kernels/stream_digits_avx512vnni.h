@@ -8,7 +8,7 @@ namespace dyncp::DYNCP_ISA {
 
 using Bytes = __m512i;
 using Sums = __m512i;
-constexpr int kFoursAtOnce = 1;  // lines, in a pass of the loop
+constexpr int kFoursAtOnce = 1;  // of lines, in a pass of the loop
 
 // Of `left` floats, or as many as there are lanes; the other lanes are zeros.
 DYNCP_INLINE __m512 load_some(const float* p, int left) {
