@@ -8,8 +8,8 @@ namespace dyncp::DYNCP_ISA {
 
 using Bytes = int8x16_t;
 using Sums = int32x4_t;
-// Fours of lines in a pass of the loop: two take 4 % of a frame's instructions away.  One four for twice as many outputs
-// would take as many away, but not all of its 24 sums find registers.
+// Fours of lines in a pass of the loop: two take 4 % of a frame's instructions away.  One four for twice as many
+// outputs would take as many away, but not all of its 24 sums find registers.
 constexpr int kFoursAtOnce = 2;
 
 DYNCP_INLINE float largest_magnitude(const float* values, int count) {
