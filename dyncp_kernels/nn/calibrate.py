@@ -15,6 +15,8 @@ __all__ = ["calibrate", "shift_for_budget"]
 
 _LARGEST_SHIFT = 100.0  # scores are of order 1; what stays closed here was never trained to open
 _GROWTH = 1.5
+_CLOSE = 0.01
+_HALVINGS = 6
 _USAGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)
 
 
@@ -25,7 +27,7 @@ def calibrate(
     """Measure which shift of the gate scores gives which usage.
 
     A mask changes the input of later blocks, so usage is measured by running the network at each shift; the shifts to
-    try come from the quantiles of the scores at shift 0.
+    try come from the quantiles of the scores at shift 0, and from halving where these missed a usage.
 
     Args:
         model: a gated network.
@@ -62,12 +64,26 @@ def calibrate(
     while points[-1][0] < max(usages) and shift < _LARGEST_SHIFT:
         shift *= _GROWTH
         points.append((_usage(model, features, shift), shift))
+    for wished in usages:
+        _approach(model, features, wished, points)
     model.train(was_training)
     rising: list[tuple[float, float]] = []
     for usage, shift in points:
         if not rising or usage > rising[-1][0]:
             rising.append((usage, shift))
     return rising
+
+
+def _approach(model: ConvFSENet, features: Sequence[Tensor], wished: float, points: list[tuple[float, float]]) -> None:
+    """Halve the distance of the shifts around a usage until one of them is close to it."""
+    for _ in range(_HALVINGS):
+        points.sort(key=lambda point: point[1])
+        above = next((i for i, (usage, _) in enumerate(points) if usage >= wished), 0)
+        if above == 0 or min(abs(usage - wished) for usage, _ in points) <= _CLOSE:
+            return
+        shift = 0.5 * (points[above - 1][1] + points[above][1])
+        points.append((_usage(model, features, shift), shift))
+    points.sort(key=lambda point: point[1])
 
 
 def _collector(scores: list[Tensor]) -> Callable[[Any, tuple[Tensor, ...]], None]:

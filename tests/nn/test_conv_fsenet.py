@@ -1,6 +1,8 @@
 """The network: shapes, identity of closed blocks, folding, streaming, files."""
 
+import importlib
 import json
+import math
 import os
 import stat
 
@@ -191,6 +193,18 @@ def test_calibrated_budget_gives_about_the_usage_that_was_asked_for() -> None:
         _, gates = folded(torch.cat(clips), shift, return_gates=True)
         used = sum(g.hidden.double().mean().item() for g in gates) / len(gates)
         assert used == pytest.approx(budget, abs=0.08)
+
+
+def test_calibration_finds_usages_that_shifts_pass_through_steeply(monkeypatch) -> None:
+    # Not a network's own scores but the masks of earlier blocks can make usage jump, which quantiles of scores miss.
+    module = importlib.import_module("dyncp_kernels.nn.calibrate")
+    monkeypatch.setattr(module, "_usage", lambda model, clips, shift: 1 / (1 + math.exp(-30 * (shift + 1.05))))
+    points = calibrate(_trained(site="hidden"), [torch.rand(1, 33, 20)])
+    usages, shifts = zip(*points)
+    assert list(usages) == sorted(usages)
+    assert list(shifts) == sorted(shifts)
+    for wished in (0.02, 0.1, 0.25, 0.5, 0.8, 0.98):
+        assert min(abs(usage - wished) for usage in usages) <= 0.01
 
 
 def test_budget_without_calibration_is_refused() -> None:
