@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -20,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "core/aligned_memory.h"
 #include "core/isa.h"
 #include "core/stream_engine.h"
 #include "core/stream_model.h"
@@ -28,21 +28,19 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A file's bytes at the start of a cache line.
+// A file's bytes in memory such as the engine takes for its own.
 class Bytes {
  public:
   explicit Bytes(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     const std::vector<char> read{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
     size_ = static_cast<int64_t>(read.size());
-    // One byte more, so that there is something to allocate.
-    data_.reset(static_cast<char*>(std::aligned_alloc(dyncp::kLine, (size_ / dyncp::kLine + 1) * dyncp::kLine)));
-    if (size_ > 0) std::memcpy(data_.get(), read.data(), read.size());
+    memory_ = dyncp::allocate(size_);
+    if (size_ > 0) std::memcpy(memory_.get(), read.data(), read.size());
   }
-  char* data() const { return data_.get(); }
   template <class T>
   T* of() const {
-    return reinterpret_cast<T*>(data_.get());
+    return static_cast<T*>(memory_.get());
   }
   template <class T>
   int64_t count() const {
@@ -50,10 +48,7 @@ class Bytes {
   }
 
  private:
-  struct Free {
-    void operator()(char* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<char, Free> data_;
+  dyncp::Memory memory_;
   int64_t size_;
 };
 
@@ -65,7 +60,7 @@ class Stream {
         features_(folder + "/features"),
         index_(folder + "/index"),
         biases_(folder + "/biases"),
-        model_(dyncp::checked_model(packed_.data(), packed_.count<char>())),
+        model_(dyncp::checked_model(packed_.of<char>(), packed_.count<char>())),
         mask_(model_.geometry.bins) {}
 
   int64_t frames() const { return features_.count<float>() / model_.geometry.bins; }
@@ -79,7 +74,7 @@ class Stream {
   }
   void step(int64_t frame) {
     const float* features = features_.of<float>() + frame * model_.geometry.bins;
-    dyncp::step_frames(model_, dyncp::one_stream({state_.data(), 0.0f}), features, 1, mask_.data(), nullptr);
+    dyncp::step_frames(model_, dyncp::one_stream({state_.of<char>(), 0.0f}), features, 1, mask_.data(), nullptr);
   }
 
  private:
