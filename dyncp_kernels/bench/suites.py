@@ -43,7 +43,7 @@ _STREAMS = (4, 16, 64)
 _FEW_FRAMES = 100
 _CALIBRATION_SHARE = 0.25
 _MANY_FRAMES = 1000
-_COLD_DTYPES = ("float32", "bfloat16", "int8")
+_MAIN_DTYPES = ("float32", "bfloat16", "int8")
 
 Notice = Callable[[str], None]
 
@@ -406,7 +406,7 @@ def _cold(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None
     found += [_case("cold", ENGINES["dyncp gated"], work, plan, False) for work in gated]
     cases = [case for case in found if case is not None]
     cases += [_twin("cold", work, plan) for work in gated]
-    for dtype in _COLD_DTYPES[1:]:
+    for dtype in _MAIN_DTYPES[1:]:
         cases.append(Case("cold", _BASELINE, static, partial(Stream, static, plan.threads, dtype), dtype))
         for work in gated:
             cases.append(Case("cold", "dyncp gated", work, partial(Stream, work, plan.threads, dtype), dtype))
@@ -430,7 +430,7 @@ def _without_python(
     works = [synthetic_workload(plan.config, 1, plan.stream_frames)]
     works += gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
     cases = []
-    for dtype in _COLD_DTYPES:
+    for dtype in _MAIN_DTYPES:
         for work in works:
             name = _BASELINE if work.source == "none" else "dyncp gated"
             cases.append(Case(suite, name, work, partial(Stream, work, plan.threads, dtype), dtype))
