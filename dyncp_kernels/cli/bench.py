@@ -25,7 +25,9 @@ def bench(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for JSON, CSV, report and figure.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Under a minute: fewer engines, densities and clips.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Under two minutes: fewer engines, densities and clips.")
+    ] = False,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Measuring time per suite; 20, quick 6.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads for every engine.")] = 1,
     recorded: Annotated[Path, typer.Option(help="Folder of recorded masks, SITE_PERCENT.npz.")] = _RECORDED,
