@@ -104,14 +104,13 @@ int write_masks(const std::string& folder) {
 // not count; in its turn a model makes calls that do not count, to get its data back into the caches, and some that do.
 int write_times(double seconds, int64_t other_bytes, const std::vector<std::string>& folders) {
   struct Turn {
+    std::string folder;
     std::unique_ptr<Stream> stream;
-    int64_t frame = 0;
+    int64_t frame;
     std::vector<double> times;
   };
-  std::vector<Turn> turns(folders.size());
-  for (size_t i = 0; i < folders.size(); ++i) turns[i].stream = std::make_unique<Stream>(folders[i]);
-  std::vector<size_t> order(folders.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::vector<Turn> turns;
+  for (const std::string& folder : folders) turns.push_back({folder, std::make_unique<Stream>(folder), 0, {}});
   constexpr int64_t kLongs = dyncp::kLine / static_cast<int64_t>(sizeof(int64_t));
   const std::vector<int64_t> other(other_bytes / sizeof(int64_t), 1);
   [[maybe_unused]] volatile int64_t sink = 0;
@@ -121,9 +120,8 @@ int write_times(double seconds, int64_t other_bytes, const std::vector<std::stri
   std::mt19937 draw(0);
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
   for (int round = -1; round < kLeastRounds || Clock::now() < end; ++round) {
-    std::shuffle(order.begin(), order.end(), draw);
-    for (const size_t i : order) {
-      Turn& turn = turns[i];
+    std::shuffle(turns.begin(), turns.end(), draw);
+    for (Turn& turn : turns) {
       for (int call = 0; call < settle + calls; ++call) {
         turn.stream->place_gates(turn.frame);
         int64_t sum = 0;
@@ -137,9 +135,9 @@ int write_times(double seconds, int64_t other_bytes, const std::vector<std::stri
       }
     }
   }
-  for (size_t i = 0; i < folders.size(); ++i) {
-    std::ofstream file(folders[i] + "/times", std::ios::binary);
-    write_to(file, turns[i].times);
+  for (const Turn& turn : turns) {
+    std::ofstream file(turn.folder + "/times", std::ios::binary);
+    write_to(file, turn.times);
   }
   return 0;
 }

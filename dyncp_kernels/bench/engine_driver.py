@@ -58,7 +58,7 @@ def build_driver(folder: Path) -> Path:
         raise RuntimeError(reason)
     driver = folder / "engine_driver"
     options = ["-std=c++17", "-O2", f"-I{_ROOT / 'csrc'}"]
-    run([*shlex.split(compiler), *options, str(_DRIVER), *map(str, _objects()), "-pthread", "-o", str(driver)])
+    _run([*shlex.split(compiler), *options, str(_DRIVER), *map(str, _objects()), "-pthread", "-o", str(driver)])
     return driver
 
 
@@ -93,7 +93,7 @@ def run_masks(
         under: command that runs the program, for valgrind, with the instruction set that runs there.
     """
     environment = {"DYNCP_ISA": ""} if under else {}
-    result = run([*under, str(driver), "masks", str(folder)], environment)
+    result = _run([*under, str(driver), "masks", str(folder)], environment)
     masks = np.fromfile(folder / "masks", np.float32).reshape(1, work.frames, -1).transpose(0, 2, 1)
     return compare_masks(masks, work.expected.numpy(), dtype), result
 
@@ -107,11 +107,11 @@ def run_times(driver: Path, folders: Sequence[Path], seconds: float, other_bytes
         seconds: about how long to measure.
         other_bytes: of other data that are read before each call.
     """
-    run([str(driver), "times", str(seconds), str(other_bytes), *map(str, folders)])
+    _run([str(driver), "times", str(seconds), str(other_bytes), *map(str, folders)])
     return [timing_of(1e3 * np.fromfile(folder / "times", np.float64), 1) for folder in folders]
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command to its end.
 
     Raises:

@@ -36,6 +36,7 @@ _MAIN_DENSITY = 0.25
 _SITES = ("output", "hidden")
 _CROSSOVERS = {"output": "out_crossover", "hidden": "hidden_crossover"}
 _BASELINE = "dyncp static"
+_GATED = "dyncp gated"
 _CLIPS = ((1, 500), (16, 250))
 _STREAM_FRAMES = 500
 _CHUNKS = (2, 4, 8)
@@ -249,7 +250,7 @@ def _engine_suite(
     cases = [_case(suite, engine, static, plan, offline) for engine in engines if not engine.gated]
     for work in gated:
         # What multiplies by the mask takes the same time at every density.
-        others = engines if work.density == _MAIN_DENSITY else [ENGINES["dyncp gated"]]
+        others = engines if work.density == _MAIN_DENSITY else [ENGINES[_GATED]]
         cases += [_case(suite, engine, work, plan, offline) for engine in others if engine.gated]
     found = [case for case in cases if case is not None]
     found += _narrower_cases(suite, [work for work in gated if work.density == _MAIN_DENSITY], plan, offline, notice)
@@ -265,7 +266,7 @@ def _narrower_cases(suite: str, works: Sequence[Workload], plan: Plan, offline: 
 
     widths = sorted({max(8, plan.config.hidden * part // 8) for part in range(1, 9)})
     trials = [_case(suite, engine, dense(width), plan, offline) for width in widths]
-    trials += [_case(suite, ENGINES["dyncp gated"], work, plan, offline) for work in works]
+    trials += [_case(suite, ENGINES[_GATED], work, plan, offline) for work in works]
     notice(f"{suite}: looking for dense networks of equal time")
     measured = run_cases([case for case in trials if case is not None], plan, _CALIBRATION_SHARE * plan.seconds)
     times = {width: row.p50_us_per_frame for width, row in zip(widths, measured)}
@@ -282,12 +283,17 @@ def _narrower_cases(suite: str, works: Sequence[Workload], plan: Plan, offline: 
     return cases
 
 
+def _own_stream(suite: str, work: Workload, plan: Plan, dtype: str = "float32", name: str | None = None) -> Case:
+    """One frame a call of the streaming engine."""
+    name = name or (_BASELINE if work.source == "none" else _GATED)
+    return Case(suite, name, work, partial(Stream, work, plan.threads, dtype), dtype)
+
+
 def _twin(suite: str, work: Workload, plan: Plan, dtype: str = "float32") -> Case:
     """The dense network with as many MACs as a gated stream."""
     width = width_of_equal_macs(plan.config, work.macs_per_frame)
     dense = synthetic_workload(dense_config(plan.config, width), work.batch, work.frames)
-    name = f"narrower {width}, MACs of {_named(work)}"
-    return Case(suite, name, dense, partial(Stream, dense, plan.threads, dtype), dtype)
+    return _own_stream(suite, dense, plan, dtype, f"narrower {width}, MACs of {_named(work)}")
 
 
 def _named(work: Workload) -> str:
@@ -321,17 +327,7 @@ def _precision(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) ->
             f"a dot product over the {size / 2**20:.2f} MB of the static network in {dtype} takes "
             f"{read_microseconds(size):.1f} us (torch, one thread)"
         )
-    cases = [
-        Case(
-            "precision",
-            _BASELINE if work.source == "none" else "dyncp gated",
-            work,
-            partial(Stream, work, plan.threads, dtype),
-            dtype,
-        )
-        for dtype in PRECISIONS
-        for work in works
-    ]
+    cases = [_own_stream("precision", work, plan, dtype) for dtype in PRECISIONS for work in works]
     cases += [_twin("precision", work, plan, dtype) for dtype in PRECISIONS for work in works[1:]]
     for engine in ENGINES.values():
         if engine.reduced is not None and _available(engine, plan, notes):
@@ -403,13 +399,10 @@ def _cold(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) -> None
     gated = gated_works(plan, 1, frames, (_MAIN_DENSITY,), notes)
     engines = [engine for engine in ENGINES.values() if _available(engine, plan, notes)]
     found = [_case("cold", engine, static, plan, False) for engine in engines if not engine.gated]
-    found += [_case("cold", ENGINES["dyncp gated"], work, plan, False) for work in gated]
+    found += [_case("cold", ENGINES[_GATED], work, plan, False) for work in gated]
     cases = [case for case in found if case is not None]
     cases += [_twin("cold", work, plan) for work in gated]
-    for dtype in _MAIN_DTYPES[1:]:
-        cases.append(Case("cold", _BASELINE, static, partial(Stream, static, plan.threads, dtype), dtype))
-        for work in gated:
-            cases.append(Case("cold", "dyncp gated", work, partial(Stream, work, plan.threads, dtype), dtype))
+    cases += [_own_stream("cold", work, plan, dtype) for dtype in _MAIN_DTYPES[1:] for work in (static, *gated)]
     rows += run_cases([_with_cold_caches(case, other) for case in cases], plan, plan.seconds, notice)
 
 
@@ -431,9 +424,7 @@ def _without_python(
     works += gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
     cases = []
     for dtype in _MAIN_DTYPES:
-        for work in works:
-            name = _BASELINE if work.source == "none" else "dyncp gated"
-            cases.append(Case(suite, name, work, partial(Stream, work, plan.threads, dtype), dtype))
+        cases += [_own_stream(suite, work, plan, dtype) for work in works]
         cases += [_twin(suite, work, plan, dtype) for work in works[1:]]
     with tempfile.TemporaryDirectory() as root:
         notice(f"{suite}: preparing {len(cases)} networks")
@@ -461,9 +452,9 @@ def _full_path(plan: Plan, rows: list[Row], notes: list[str], notice: Notice) ->
     works += gated_works(plan, 1, plan.stream_frames, (_MAIN_DENSITY,), notes)
     cases = []
     for work in map(hop_workload, works):
-        name = _BASELINE if work.source == "none" else "dyncp gated"
         alone = Workload(work.network, work.features, work.gates, work.density, work.source)
-        cases.append(Case("full_path", name, alone, partial(Stream, alone, plan.threads)))
+        cases.append(_own_stream("full_path", alone, plan))
+        name = cases[-1].engine
         cases.append(Case("full_path", f"{name}, samples", work, partial(HopStream, work, plan.threads)))
         cases.append(Case("full_path", f"{name}, enhancer", work, partial(EnhancerStream, work, plan.threads)))
     rows += run_cases(cases, plan, plan.seconds / 2, notice)

@@ -75,15 +75,13 @@ def calibrate(
 
 
 def _approach(model: ConvFSENet, features: Sequence[Tensor], wished: float, points: list[tuple[float, float]]) -> None:
-    """Halve the distance of the shifts around a usage until one of them is close to it."""
+    """Halve the distance of the shifts around a usage until one of them is close to it; shifts stay in order."""
     for _ in range(_HALVINGS):
-        points.sort(key=lambda point: point[1])
         above = next((i for i, (usage, _) in enumerate(points) if usage >= wished), 0)
         if above == 0 or min(abs(usage - wished) for usage, _ in points) <= _CLOSE:
             return
         shift = 0.5 * (points[above - 1][1] + points[above][1])
-        points.append((_usage(model, features, shift), shift))
-    points.sort(key=lambda point: point[1])
+        points.insert(above, (_usage(model, features, shift), shift))
 
 
 def _collector(scores: list[Tensor]) -> Callable[[Any, tuple[Tensor, ...]], None]:

@@ -30,24 +30,22 @@ def pruned_models() -> list[str]:
 
 def narrower_models() -> list[str]:
     """Names of the shipped networks without gates and with fewer hidden channels, which pruned ones have to beat."""
-    return [name for name, config in _causal("none").items() if config.hidden < _DEFAULT.hidden]
+    return [name for name, config in _causal().items() if config.site == "none" and config.hidden < _DEFAULT.hidden]
 
 
 def _required(*sites: str) -> list[str]:
-    names = [name for site in sites for name, config in _causal(site).items() if config.hidden == _DEFAULT.hidden]
+    configs = {name: config for name, config in _causal().items() if config.hidden == _DEFAULT.hidden}
+    names = [name for site in sites for name, config in configs.items() if config.site == site]
     if not names:
-        raise FileNotFoundError(
-            f"a model with gates at {' or '.join(sites)} must be shipped (got {sorted(shipped_models())})"
-        )
+        raise FileNotFoundError(f"a model with gates at {' or '.join(sites)} must be shipped (got {shipped_models()})")
     return names
 
 
-def _causal(site: str) -> dict[str, ConvFSENetConfig]:
-    """Shipped causal networks of the default outer width with gates at that site that change over time."""
+def _causal() -> dict[str, ConvFSENetConfig]:
+    """Shipped causal networks of the default outer width whose gates, if any, change over time."""
     configs = {name: ConvFSENetConfig.from_dict(model_info(name)["config"]) for name in shipped_models()}
     return {
         name: config
         for name, config in configs.items()
-        if (config.site, config.channels, config.causal) == (site, _DEFAULT.channels, _DEFAULT.causal)
-        and config.gate_per != "static"
+        if (config.channels, config.causal) == (_DEFAULT.channels, _DEFAULT.causal) and config.gate_per != "static"
     }

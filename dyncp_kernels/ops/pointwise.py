@@ -27,6 +27,7 @@ def pointwise(x: Tensor, w: Tensor, b: Tensor | None, activation: str = "none") 
 
     Raises:
         RuntimeError: a shape, dtype, device or value does not fit: "pointwise: <what must hold> (got <what came>)".
+            So does a tangent: there are derivatives in reverse mode only.
     """
     refuse_tangents("pointwise", x, w, b)
     return _OP(x, w, b, activation)
