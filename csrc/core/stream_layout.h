@@ -116,7 +116,7 @@ struct PackedHeader {
   int32_t has_transform;                    // n_fft is a power of two that the core transforms
   int64_t window, twiddles, real_twiddles;  // tables of the transform
   int64_t state_bytes;                      // of one stream
-  int64_t products, pooled, scores, kept;   // state offsets
+  int64_t products, scores, kept;           // state offsets
   // State offsets of what has a row for each frame of a chunk: gates as bits, of all frames but the last, and floats.
   int64_t chunk_bits, x, hidden_values, sums, reduced, features, mask;
   int64_t shared_bits, shared_list;        // state offsets: rows that frames of a chunk share

@@ -257,7 +257,6 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   h.sums_stride = std::max({h.bins_padded, h.channels_padded, h.hidden_padded});
   h.sums = state.floats(kTileFrames * int64_t{h.sums_stride});
   h.products = state.floats(std::max(h.hidden_padded, h.channels_padded) + kPad);
-  h.pooled = state.floats(h.channels_padded);
   h.gate_width_padded = padded(g.gate_width);
   h.reduced = state.floats(kTileFrames * h.gate_width_padded);
   const int most_rows = std::max(h.hidden_padded, h.channels_padded);
@@ -300,7 +299,7 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
 
     b.history = state.floats(int64_t{h.hidden_padded} * b.history_rows);
     if (g.gate_kind == GateKind::pooled) {
-      b.pool = state.floats(int64_t{h.channels_padded} * (g.pooling == StreamPooling::window ? g.window : 1));
+      b.pool = state.floats(int64_t{h.gate_width_padded} * (g.pooling == StreamPooling::window ? g.window : 1));
     }
     b.bits = state.take(h.gates_padded / kPad * 2);
     b.hidden_list = state.floats(h.hidden_padded + kPad);

@@ -12,46 +12,36 @@ DYNCP_INLINE Floats finite_or(Floats next, Floats before) {
   return next <= kMost && next >= -kMost ? next : before;
 }
 
-// `frames` came before this one.
-DYNCP_INLINE void pool(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames, const float* x,
-                       float* pooled) {
-  float* memory = at<float>(state, b.pool);
-  const int length = h.channels_padded, window = h.geometry.window;
+// The pooled products from `first` on, of which `now` are those of this frame; `frames` came before it.  Pooling and the
+// first product are both linear, so they may trade places: so few numbers stay in a register.
+DYNCP_INLINE Floats pooled(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames, int first,
+                           Floats now) {
+  float* memory = at<float>(state, b.pool) + first;
+  const int window = h.geometry.window;
   switch (h.geometry.pooling) {
     case StreamPooling::average: {
       // The mean rather than the sum, which would lose ever more digits in the course of a day.
-      const float share = 1.0f / static_cast<float>(frames + 1);
-      for (int i = 0; i < length; i += kWidth) {
-        const Floats before = load(memory + i), next = before + share * (load(x + i) - before);
-        store(memory + i, finite_or(next, before));
-        store(pooled + i, next);
-      }
-      return;
+      const Floats before = load(memory), next = before + 1.0f / static_cast<float>(frames + 1) * (now - before);
+      store(memory, finite_or(next, before));
+      return next;
     }
     case StreamPooling::exponential: {
       const float rate = static_cast<float>(2.0 / (window + 1));
-      for (int i = 0; i < length; i += kWidth) {
-        const Floats now = load(x + i), memorised = load(memory + i), before = frames == 0 ? now : memorised;
-        Floats next = before + rate * (now - before);
-        // A channel that falls silent would decay into denormal numbers, which are slow.
-        next = next < 1e-30f && next > -1e-30f ? zero<float>() : next;
-        store(memory + i, finite_or(next, memorised));
-        store(pooled + i, next);
-      }
-      return;
+      const Floats memorised = load(memory), before = frames == 0 ? now : memorised;
+      Floats next = before + rate * (now - before);
+      // What falls silent would decay into denormal numbers, which are slow.
+      next = next < 1e-30f && next > -1e-30f ? zero<float>() : next;
+      store(memory, finite_or(next, memorised));
+      return next;
     }
     case StreamPooling::window: {
-      const float count = static_cast<float>(frames + 1 < window ? frames + 1 : window);
-      float* slot = memory + frames % window * length;
-      for (int i = 0; i < length; i += kWidth) {
-        store(slot + i, load(x + i));
-        Floats sum = load(memory + i);
-        for (int row = 1; row < window; ++row) sum += load(memory + int64_t{row} * length + i);
-        store(pooled + i, sum / count);
-      }
-      return;
+      store(memory + frames % window * h.gate_width_padded, now);
+      Floats sum = load(memory);
+      for (int row = 1; row < window; ++row) sum += load(memory + int64_t{row} * h.gate_width_padded);
+      return sum / static_cast<float>(frames + 1 < window ? frames + 1 : window);
     }
   }
+  __builtin_unreachable();
 }
 
 // Indices of the set bits of `units` words of 16 bits, padded with the last one to a whole vector.
@@ -74,17 +64,16 @@ DYNCP_INLINE int list_bits(const uint16_t* bits, int units, int32_t* list) {
 // The first half of a gate network: what enters the product that gives the scores.
 inline void reduce(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames, const float* x,
                    float* reduced) {
-  float* pooled = at<float>(state, h.pooled);
-  pool(h, b, state, frames, x, pooled);
   const char* weights = at<char>(&h, b.gate_reduce.weights);
   const int64_t stride = row_bytes(kGatePrecision, h.channels_padded);
   const int width = h.geometry.gate_width;
-  const Activations<kGatePrecision> x_pooled(DigitOrder::woven, h, state, pooled, h.channels_padded);
+  const Activations<kGatePrecision> activations(DigitOrder::woven, h, state, x, h.channels_padded);
   for (int first = 0; first < width; first += kWidth) {
     const char* rows[kWidth];
     for (int r = 0; r < kWidth; ++r) rows[r] = weights + least(first + r, width - 1) * stride;
-    const Floats sums = multiply_rows<kGatePrecision>(rows, width - first, x_pooled, h.channels_padded);
-    store(reduced + first, relu<float>(finished<kGatePrecision>(sums, &h, b.gate_reduce, first)));
+    const Floats sums = multiply_rows<kGatePrecision>(rows, width - first, activations, h.channels_padded);
+    const Floats means = pooled(h, b, state, frames, first, sums);
+    store(reduced + first, relu<float>(finished<kGatePrecision>(means, &h, b.gate_reduce, first)));
   }
 }
 
@@ -105,28 +94,37 @@ DYNCP_INLINE int count_bits(const uint16_t* bits, int units) {
 inline void decide(const PackedHeader& h, const PackedBlock& b, void* state, const float* reduced, float shift,
                    const FrameGates& before, FrameGates* gates) {
   const Geometry& g = h.geometry;
-  const float* decided = at<float>(&h, b.gate_expand.bias);
-  if (g.gate_kind == GateKind::pooled) {
+  const int units = h.gates_padded / kPad, out_units = g.gates_out ? h.channels_padded / kPad : 0;
+  int changes = 0, kept = 0, kept_outputs = 0;
+  const auto take = [&](int unit, uint32_t now) DYNCP_INLINED {
+    changes |= now ^ before.bits[unit];
+    kept += __builtin_popcount(now);
+    if (unit == out_units - 1) kept_outputs = kept;
+    gates->bits[unit] = static_cast<uint16_t>(now);
+  };
+  const auto take_scores = [&](const float* scores) DYNCP_INLINED {
+    for (int unit = 0; unit < units; ++unit) {
+      uint32_t now = 0;
+      for (int lane = 0; lane < kPad; lane += kWidth) {
+        now |= positive_bits(load(scores + unit * kPad + lane) + shift) << lane;
+      }
+      take(unit, now);
+    }
+  };
+  if (g.gate_kind != GateKind::pooled) {
+    take_scores(at<float>(&h, b.gate_expand.bias));
+  } else if constexpr (kWidth == kPad) {
+    multiply_panels<kGatePrecision>(h, state, b.gate_expand, reduced, [&](int place, Floats sum) DYNCP_INLINED {
+      take(place / kPad, positive_bits(sum + shift));
+    });
+  } else {
     float* scores = at<float>(state, h.scores);
     multiply_panels<kGatePrecision>(h, state, b.gate_expand, reduced,
                                     [&](int place, Floats sum) { store(scores + place, sum); });
-    decided = scores;
-  }
-  const int units = h.gates_padded / kPad, out_units = g.gates_out ? h.channels_padded / kPad : 0;
-  int changes = 0;
-  for (int unit = 0; unit < units; ++unit) {
-    uint32_t now = 0;
-    for (int lane = 0; lane < kPad; lane += kWidth) {
-      now |= bits_of(load(decided + unit * kPad + lane) + shift > zero<float>()) << lane;
-    }
-    changes |= now ^ before.bits[unit];
-    gates->bits[unit] = static_cast<uint16_t>(now);
+    take_scores(scores);
   }
   gates->changed = changes != 0;
-  gates->kept = before.kept;
-  if (changes != 0) {
-    gates->kept = {count_bits(gates->bits + out_units, units - out_units), count_bits(gates->bits, out_units)};
-  }
+  gates->kept = {kept - kept_outputs, kept_outputs};
 }
 
 inline void list_kept(const PackedHeader& h, const PackedBlock& b, void* state, const uint16_t* bits) {

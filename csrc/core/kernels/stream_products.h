@@ -320,13 +320,12 @@ DYNCP_INLINE Floats multiply_rows(const char* const* rows, int count, const Acti
   // Bytes are never NaN, and the activations of pruned channels are zeros.
   if constexpr (kTakesDigits<P>) return multiply_rows_of_bytes(x.digits, rows, count, length);
   Floats sums[kWidth];
-  unrolled<kWidth / kRowsSideBySide>([&](auto group) DYNCP_INLINED {
-    Floats* part = sums + group * kRowsSideBySide;
+  const auto multiply_group = [&](auto first) DYNCP_INLINED {
+    Floats* part = sums + first;
     unrolled<kRowsSideBySide>([&](auto r) DYNCP_INLINED { part[r] = zero<float>(); });
-    if (group * kRowsSideBySide >= count) return;
     for_tiles<P, 1>(length, [&](auto tile) DYNCP_INLINED {
       unrolled<kRowsSideBySide>([&](auto r) DYNCP_INLINED {
-        tile.for_units(rows[group * kRowsSideBySide + r], [&](auto, const Floats* w) DYNCP_INLINED {
+        tile.for_units(rows[first + r], [&](auto, const Floats* w) DYNCP_INLINED {
           unrolled<decltype(tile)::kVectors>([&](auto v) DYNCP_INLINED {
             const int place = tile.place(v);
             const Floats weights = kMasked ? select(lanes_of(kept, place), w[v], zero<float>()) : w[v];
@@ -335,7 +334,13 @@ DYNCP_INLINE Floats multiply_rows(const char* const* rows, int count, const Acti
         });
       });
     });
-  });
+  };
+  multiply_group(Number<0>{});
+#if defined(__AVX512F__)
+  if (count <= kRowsSideBySide) return sum_of_eight_rows(sums);
+  multiply_group(Number<kRowsSideBySide>{});
+#endif
+  static_assert(kWidth == kRowsSideBySide * (kVectorBytes == 64 ? 2 : 1));
   return sum_of_rows(sums);
 }
 

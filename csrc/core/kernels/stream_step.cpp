@@ -183,7 +183,7 @@ void ask_for_block(const PackedHeader& h, int n, void* state, int64_t frames) {
     ask_for(at<char>(&h, b.gate_reduce.weights), g.gate_width * row_bytes(kGatePrecision, h.channels_padded));
     ask_for(at<char>(&h, b.gate_expand.bias), int64_t{4} * h.gates_padded);
     ask_for(at<char>(&h, b.gate_expand.weights), g.gate_width * row_bytes(kGatePrecision, h.gates_padded));
-    ask_for(at<char>(state, b.pool), int64_t{4} * h.channels_padded);
+    ask_for(at<char>(state, b.pool), int64_t{4} * h.gate_width_padded);
   }
   ask_for(at<char>(&h, b.b_dw), int64_t{4} * h.hidden_padded);
   ask_for(at<char>(&h, b.w_dw), int64_t{4} * h.hidden_padded * g.taps);

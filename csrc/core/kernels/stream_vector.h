@@ -161,6 +161,12 @@ DYNCP_INLINE Floats sum_of_eight(const Floats* r) {
   return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
          __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
 }
+// Of eight rows only, in the lower lanes.
+DYNCP_INLINE Floats sum_of_eight_rows(const Floats* r) {
+  const Floats a = sum_of_eight(r);
+  return __builtin_shufflevector(a, a, 0, 1, 2, 3, 8, 9, 10, 11, 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(a, a, 4, 5, 6, 7, 12, 13, 14, 15, 4, 5, 6, 7, 12, 13, 14, 15);
+}
 DYNCP_INLINE Floats sum_of_rows(const Floats* r) {
   const Floats a = sum_of_eight(r), b = sum_of_eight(r + 8);
   return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
@@ -191,25 +197,25 @@ DYNCP_INLINE Floats sum_of_rows(const Floats* r) {
 }
 #endif
 
-// Bit i is set where lane i of the comparison is true.
-DYNCP_INLINE uint32_t bits_of(Integers comparison) {
+// Bit i is set where lane i is above zero.
+DYNCP_INLINE uint32_t positive_bits(Floats v) {
 #if defined(__AVX512F__)
-  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(comparison));
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(zero<float>()), _CMP_GT_OQ);
 #elif defined(__AVX2__)
-  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(comparison)));
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(v > zero<float>())));
 #elif defined(__x86_64__)
-  return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(comparison)));
+  return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(v > zero<float>())));
 #elif defined(__aarch64__)
   const uint32x4_t places = {1, 2, 4, 8};
-  return vaddvq_u32(vandq_u32(reinterpret_cast<uint32x4_t>(comparison), places));
+  return vaddvq_u32(vandq_u32(reinterpret_cast<uint32x4_t>(v > zero<float>()), places));
 #else
   uint32_t bits = 0;
-  for (int i = 0; i < kWidth; ++i) bits |= (comparison[i] & 1u) << i;
+  for (int i = 0; i < kWidth; ++i) bits |= static_cast<uint32_t>(v[i] > 0) << i;
   return bits;
 #endif
 }
 
-// The opposite: lanes of -1 where the bits from `first` on, a multiple of the width, are set.
+// Lanes of -1 where the bits from `first` on, a multiple of the width, are set.
 DYNCP_INLINE Integers lanes_of(const uint16_t* bits, int first) {
   const int word = bits[first / kPad] >> (first % kPad);
 #if defined(__AVX512F__)
