@@ -17,7 +17,9 @@
 //
 // Weight forms
 //   panel   (inputs x outputs, transposed) split into panels of kPanel outputs: [panel][input][kPanel].  The last panel
-//           is as wide as the padded rest.  For products in which every output is wanted.
+//           is as wide as the padded rest.  For products in which every output is wanted.  Those of int8 are not woven:
+//           [panel][four inputs][kPanel] words, each with an output's weights for the four, as processors that multiply
+//           bytes take them.
 //   rows    one for each gated channel, `stride` bytes apart, so that a pruned channel costs no memory access: rows of
 //           W_in and columns of W_out for hidden channels, rows of W_out for output channels.
 // W_in of gated hidden channels and W_out of gated outputs are there in both forms: where most channels are kept, a sum
@@ -36,9 +38,8 @@ namespace dyncp {
 constexpr int kPad = 16;
 constexpr int kPanel = 64;
 constexpr int kLine = 64;
-// Bytes that an activation is taken apart into, see kernels/stream_digits.h, and room for them.
-constexpr int kDigits = 3;
-constexpr int kDigitBytes = 4;
+// Bytes that an activation is taken apart into, see kernels/stream_digits.h.
+constexpr int kDigits = 2;
 // Frames of a chunk that go through a block together, so that its weights come from far away once for all of them.
 constexpr int kTileFrames = 8;
 // In full scales: far beyond any recording, far below what overflows on its way through a network.
@@ -72,6 +73,14 @@ constexpr int64_t row_bytes(Precision precision, int64_t length) {
   }
 }
 
+// Whether panels have words with an output's weights for four inputs.
+constexpr bool has_fours(Precision precision) { return precision == Precision::int8; }
+
+// Bytes of a panel of `width` outputs, a multiple of kPad.
+constexpr int64_t panel_bytes(Precision precision, int64_t inputs, int64_t width) {
+  return has_fours(precision) ? (inputs + 3) / 4 * 4 * width : inputs * row_bytes(precision, width);
+}
+
 struct Geometry {
   int32_t bins, channels, hidden, taps, blocks;
   int32_t has_prelu;
@@ -93,7 +102,7 @@ struct PackedBlock {
   int32_t dilation, history_rows;  // rows of the ring: (taps - 1) * dilation + 1
   int32_t columns_are_finite;      // boolean: times 0, every weight of W_out is 0
   float slope_in, slope_dw;        // 0 for ReLU
-  PanelMatrix w_in, w_out;         // no weights of w_out with hidden gates
+  PanelMatrix w_in, w_out;         // no weights of w_out with hidden gates, whose columns are as good, but for int8
   int64_t hidden_rows, hidden_columns, out_rows;
   int64_t hidden_order;     // int32 for each place: which hidden channel of the network it is; only with hidden gates
   int64_t b_dw, w_dw;       // [hidden], [tap][hidden]

@@ -62,8 +62,14 @@ float scale_of(Precision precision, const float* row, int64_t count) {
   return most / (precision == Precision::int8 ? 0x7f000000 : 0x7fffff00);
 }
 
+// A weight in units of its scale; 0 where that is no number.
+double quotient_of(float weight, float scale) {
+  const double quotient = static_cast<double>(weight) / scale;
+  return std::isfinite(quotient) ? quotient : 0;
+}
+
 // The byte that, at the top of a word, comes closest to `wanted`.
-uint8_t closest_byte(double wanted) {
+uint32_t closest_byte(double wanted) {
   return static_cast<uint8_t>(static_cast<int8_t>(std::clamp(std::nearbyint(wanted * 0x1p-24), -127.0, 127.0)));
 }
 
@@ -100,12 +106,11 @@ class Writer {
       for (size_t lane = 0; lane < kPad; ++lane) {
         double wanted[4] = {};
         for (size_t j = 0, i = first + lane; j < 4 && i < count; ++j, i += kPad) {
-          const double quotient = static_cast<double>(weights[i]) / scales[i];
-          if (std::isfinite(quotient)) wanted[j] = quotient;
+          wanted[j] = quotient_of(weights[i], scales[i]);
         }
         if (precision_ == Precision::int8) {
           uint32_t word = 0;
-          for (int j = 0; j < 4; ++j) word |= uint32_t{closest_byte(wanted[j])} << 8 * j;
+          for (int j = 0; j < 4; ++j) word |= closest_byte(wanted[j]) << 8 * j;
           words[lane] = word;
           continue;
         }
@@ -116,6 +121,13 @@ class Writer {
         }
       }
       words += precision_ == Precision::int8 ? kPad : 3 * kPad;
+    }
+  }
+
+  // The same as bytes, one in every word.
+  void bytes(int64_t offset, const std::vector<float>& weights, const std::vector<float>& scales) {
+    for (size_t i = 0; i < weights.size(); ++i) {
+      base_[offset + 4 * i] = static_cast<char>(closest_byte(quotient_of(weights[i], scales[i])));
     }
   }
 
@@ -167,7 +179,7 @@ PanelMatrix take_outputs(Allocator& memory, Precision precision, int inputs, int
 PanelMatrix take_panel(Allocator& memory, Precision precision, int inputs, int outputs) {
   PanelMatrix matrix = take_outputs(memory, precision, inputs, outputs);
   const int64_t panels = padded(outputs) / kPanel, rest = padded(outputs) % kPanel;
-  matrix.weights = memory.take(inputs * (panels * row_bytes(precision, kPanel) + row_bytes(precision, rest)));
+  matrix.weights = memory.take(panels * panel_bytes(precision, inputs, kPanel) + panel_bytes(precision, inputs, rest));
   return matrix;
 }
 
@@ -196,9 +208,13 @@ void fill_panel(Writer& writer, const PanelMatrix& matrix, const float* weights,
     std::vector<float> row(width);
     for (int i = 0; i < inputs; ++i) {
       for (int o = 0; o < width; ++o) row[o] = weights[int64_t{panel + o} * inputs + i];
-      writer.row(offset, row, own_scales);
-      offset += row_bytes(writer.precision(), padded(width));
+      if (has_fours(writer.precision())) {
+        writer.bytes(offset + int64_t{i / 4} * 4 * padded(width) + i % 4, row, own_scales);
+      } else {
+        writer.row(offset + i * row_bytes(writer.precision(), padded(width)), row, own_scales);
+      }
     }
+    offset += panel_bytes(writer.precision(), inputs, padded(width));
   }
 }
 
@@ -210,6 +226,8 @@ void fill_rows(Writer& writer, int64_t offset, int64_t stride, const float* weig
     writer.row(offset + static_cast<int64_t>(o) * stride, {row, row + inputs}, std::vector<float>(inputs, scales[o]));
   }
 }
+
+bool has_out_panel(const PackedHeader& h) { return !h.geometry.gates_hidden || has_fours(h.precision); }
 
 struct Plan {
   PackedHeader header{};
@@ -265,7 +283,7 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
   h.chunk_bits = state.take(kTileFrames * (h.gates_padded / kPad) * 2);
   h.scores = state.floats(h.gates_padded);
   if (precision == Precision::int8) {
-    h.digits = state.take(kDigitBytes * rounded_up(std::max({g.bins, g.channels, g.hidden}), kLine));
+    h.digits = state.take(kDigits * rounded_up(std::max({g.bins, g.channels, g.hidden}), kLine));
   }
   h.kept = state.take(static_cast<int64_t>(sizeof(Kept)) * g.blocks);
 
@@ -290,8 +308,8 @@ Plan plan_model(const FoldedView& folded, Precision precision, int64_t row_align
     b.w_in = take_panel(memory, precision, g.channels, g.hidden);
     b.b_dw = memory.floats(h.hidden_padded);
     b.w_dw = memory.floats(int64_t{h.hidden_padded} * g.taps);
-    b.w_out = g.gates_hidden ? take_outputs(memory, precision, g.hidden, g.channels)
-                             : take_panel(memory, precision, g.hidden, g.channels);
+    b.w_out = has_out_panel(h) ? take_panel(memory, precision, g.hidden, g.channels)
+                               : take_outputs(memory, precision, g.hidden, g.channels);
     if (g.gates_hidden) {
       b.hidden_order = memory.take(4 * int64_t{g.hidden});
       b.hidden_columns = memory.take(h.hidden_column_stride * g.hidden, row_alignment);
@@ -407,10 +425,8 @@ void fill_block(Writer& writer, const PackedHeader& h, const PackedBlock& b, con
   fill_panel(writer, b.w_in, source.w_in, source.b_in);
   const std::vector<float> scales = fill_outputs(writer, b.w_out, source.w_out, source.b_out);
   if (g.gates_out) fill_rows(writer, b.out_rows, h.out_row_stride, source.w_out, g.hidden, scales);
-  if (!g.gates_hidden) {
-    fill_panel(writer, b.w_out, source.w_out, source.b_out);
-    return;
-  }
+  if (has_out_panel(h)) fill_panel(writer, b.w_out, source.w_out, source.b_out);
+  if (!g.gates_hidden) return;
   fill_rows(writer, b.hidden_rows, h.hidden_row_stride, source.w_in, g.channels,
             scales_of(h.precision, source.w_in, g.channels, g.hidden));
   std::vector<float> column(g.channels);

@@ -388,7 +388,7 @@ def test_weights_of_24_bits_round_as_little_as_float32(instruction_set, site, ge
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("site", ["none", "output", "hidden", "both"])
 @pytest.mark.parametrize("size", [1e-20, 1.0, 100.0])
-def test_only_the_weights_are_rounded_to_8_bits(instruction_set, site, geometry, size):
+def test_weights_are_rounded_to_8_bits_and_activations_at_most_to_16(instruction_set, site, geometry, size):
     folded = network(site=site, **GEOMETRIES[geometry])
     rounded = copy.deepcopy(folded)
     for module in (rounded, *rounded.blocks):
@@ -403,8 +403,9 @@ def test_only_the_weights_are_rounded_to_8_bits(instruction_set, site, geometry,
     for site_gates, wanted in zip(gates, expected_gates):
         for own, other in zip(site_gates, wanted):
             assert own is other is None or torch.equal(own, other)
-    # Logits grow with the features, and with them what sums in float32 lose.
-    torch.testing.assert_close(masks, expected, atol=5e-7 * max(1, size), rtol=0)
+    # Logits grow with the features, and with them what sums in float32 lose, or activations of 16 bits.
+    bound = 5e-6 * max(8, size) if instruction_set in ("avx512vnni", "neondot") else 5e-7 * max(1, size)
+    torch.testing.assert_close(masks, expected, atol=bound, rtol=0)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -1,8 +1,9 @@
 // Products of 8-bit weights by the processor's sums of four products of bytes.
 //
-// The activations of a product become integers of 24 bits, in units of which the largest one has about 2^23, and the
-// integers three digits of -128 to 127, lowest first.  Digits are multiplied and summed exactly, in 32 bits; only the
-// three sums are rounded.
+// The activations of a product become integers of 16 bits, in units of which the largest one has about 2^15, and the
+// integers two digits of -128 to 127, lowest first.  Digits are multiplied and summed exactly, in 32 bits.  What that
+// rounds off an activation, 2^-16 of the largest one, is little beside what 8 bits round off a weight, 2^-8 of the
+// largest of its output; a third digit would take a third more products for nothing that can be told from these.
 //
 // How digits are stored and multiplied is the processor's: stream_digits_avx512vnni.h, stream_digits_neondot.h.
 #pragma once
@@ -17,9 +18,9 @@ enum class DigitOrder {
   woven   // as the weights of a row: of 64 digits, the bytes of word i are those of the activations i, 16 + i, ...
 };
 
-// Words whose lower three bytes are the digits of integers: half of every digit's range more, so that no digit borrows
-// from the next.
-DYNCP_INLINE Words digits_of(Words integers) { return (integers + 0x808080) ^ 0x80808080; }
+// Words whose lower two bytes are the digits of integers: half of the lower digit's range more, so that it does not
+// borrow from the upper one.
+DYNCP_INLINE Words digits_of(Words integers) { return (integers + 0x80) ^ 0x80; }
 
 }  // namespace dyncp::DYNCP_ISA
 
@@ -77,8 +78,28 @@ class Digits {
       add(i, lines);
     }
     Floats of_words[4];
-    unrolled<4>([&](auto v) DYNCP_INLINED { of_words[v] = value(parts[v]); });
+    unrolled<4>([&](auto v) DYNCP_INLINED { of_words[v] = factor() * sum_of_digits(parts[v]); });
     order_outputs(of_words, sums);
+  }
+
+  // The same with weights that stand in words for four activations: `step` bytes from one four to the next, vectors a
+  // line apart.
+  template <int kVectors>
+  DYNCP_INLINE void sum_fours(int count, const char* words, int64_t step, Floats* sums) const {
+    Sums parts[kVectors][kDigits];
+    unrolled<kVectors>([&](auto v) DYNCP_INLINED {
+      unrolled<kDigits>([&](auto digit) DYNCP_INLINED { parts[v][digit] = stored_.start(digit); });
+    });
+    for (int i = 0; i < count; i += 4) {
+      unrolled<kVectors>([&](auto v) DYNCP_INLINED {
+        const Bytes w = load_bytes(words + v * kLine);
+        unrolled<kDigits>([&](auto digit) DYNCP_INLINED {
+          parts[v][digit] = add_products(parts[v][digit], w, stored_.template plain<digit>(i));
+        });
+      });
+      words += step;
+    }
+    unrolled<kVectors>([&](auto v) DYNCP_INLINED { sums[v] = factor() * sum_of_digits(parts[v]); });
   }
 
   // parts[r] = rows[r], `length` woven weights, times all activations, in woven digits, part by part: their sum is in
@@ -101,16 +122,16 @@ class Digits {
     }
   }
 
-  // Sums of the digits' products to those of the activations', with the weights at the top of a word of 32 bits, as
-  // everywhere.
-  DYNCP_INLINE Floats value(const Sums* sums) const {
-    const auto digit = [&](int i) DYNCP_INLINED { return floats_of(bits_as<Words>(sums[i])); };
-    return unit_ * 0x1p24f * (256.0f * (256.0f * digit(2) + digit(1)) + digit(0));
+  // Sums of the digits' products to those of the integers'.
+  static DYNCP_INLINE Floats sum_of_digits(const Sums* sums) {
+    return 256.0f * floats_of(bits_as<Words>(sums[1])) + floats_of(bits_as<Words>(sums[0]));
   }
+  // Times this they are those of the activations', with the weights at the top of a word of 32 bits, as everywhere.
+  DYNCP_INLINE float factor() const { return unit_ * 0x1p24f; }
 
  private:
   // Smaller activations are zeros in effect.
-  static constexpr float kLeast = 0x1p-100f, kMost = 0x7f0000;
+  static constexpr float kLeast = 0x1p-100f, kMost = 0x7f00;
 
   // With infinity or NaN among the activations, all results are NaN.
   DYNCP_INLINE Digits(DigitOrder order, const float* values, int count, float largest, int8_t* room)

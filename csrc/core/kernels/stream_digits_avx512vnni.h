@@ -135,9 +135,9 @@ DYNCP_INLINE Floats multiply_rows_of_bytes(const X& x, const char* const* rows, 
     if (group * kRows >= count) return;
     Sums parts[kRows][kDigits];
     x.template sum_bytes<kRows>(rows + group * kRows, length, parts);
-    unrolled<kRows>([&](auto r) DYNCP_INLINED { part[r] = x.value(parts[r]); });
+    unrolled<kRows>([&](auto r) DYNCP_INLINED { part[r] = x.sum_of_digits(parts[r]); });
   });
-  return sum_of_rows(sums);
+  return x.factor() * sum_of_rows(sums);
 }
 
 }  // namespace dyncp::DYNCP_ISA

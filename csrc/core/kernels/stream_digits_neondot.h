@@ -36,17 +36,17 @@ DYNCP_INLINE Bytes load_bytes(const void* p) {
 // Four digits for every lane, out of a lane of their own.
 template <int kLane>
 struct FourDigits {
-  Bytes lanes;
+  int8x8_t lanes;
 };
 
 DYNCP_INLINE Sums add_products(Sums sums, Bytes weights, Bytes digits) { return vdotq_s32(sums, weights, digits); }
 template <int kLane>
 DYNCP_INLINE Sums add_products(Sums sums, Bytes weights, FourDigits<kLane> digits) {
-  return vdotq_laneq_s32(sums, weights, digits.lanes, kLane);
+  return vdotq_lane_s32(sums, weights, digits.lanes, kLane);
 }
 
-// Plain digits of four activations stand in one vector, the first digits in its first lane and so on, with zeros behind
-// the last activation; woven ones in three vectors for sixteen activations.
+// Plain digits of four activations stand in half a vector, the lower digits in its first lane, with zeros behind the
+// last activation; woven ones in two vectors for sixteen activations.
 class StoredDigits {
  public:
   DYNCP_INLINE StoredDigits(DigitOrder order, const float* values, int count, float inverse, int8_t* room)
@@ -56,9 +56,9 @@ class StoredDigits {
     };
     const auto put = [&](int8_t* to, auto bytes) DYNCP_INLINED { __builtin_memcpy(to, &bytes, sizeof(bytes)); };
     if (order == DigitOrder::plain) {
-      const uint8x16_t from = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+      const uint8x8_t from = {0, 4, 8, 12, 1, 5, 9, 13};
       const auto put_four = [&](int first, Floats v) DYNCP_INLINED {
-        put(room + 4 * first, vqtbl1q_s8(bits_as<int8x16_t>(words_of(v)), from));
+        put(room + kDigits * first, vqtbl1_s8(bits_as<int8x16_t>(words_of(v)), from));
       };
       int i = 0;
       for (; i + 4 * kWidth <= count; i += 4 * kWidth) {
@@ -83,7 +83,6 @@ class StoredDigits {
       int8_t* to = room + kDigits * (first + part * kVectorBytes);
       put(to, vtrn1q_s16(even01, even23));
       put(to + kVectorBytes, vtrn1q_s16(odd01, odd23));
-      put(to + 2 * kVectorBytes, vtrn2q_s16(even01, even23));
     };
     int first = 0;
     for (; first + 4 * kPad <= count; first += 4 * kPad) {
@@ -102,7 +101,9 @@ class StoredDigits {
   // Four plain digits, the first one a multiple of four, for every lane.
   template <int kDigit>
   DYNCP_INLINE FourDigits<kDigit> plain(int first) const {
-    return {load_bytes(digits_ + 4 * first)};
+    int8x8_t lanes;
+    __builtin_memcpy(&lanes, digits_ + kDigits * first, sizeof(lanes));
+    return {lanes};
   }
 
  private:
@@ -132,12 +133,12 @@ template <class X>
 DYNCP_INLINE Floats multiply_rows_of_bytes(const X& x, const char* const* rows, int, int length) {
   Sums parts[kWidth][kDigits], joined[kDigits];
   x.template sum_bytes<kWidth>(rows, length, parts);
-  // Lanes are joined while they are integers: three times for four rows, where floats would be four conversions more.
+  // Lanes are joined while they are integers: twice for four rows, where floats would be four conversions more.
   unrolled<kDigits>([&](auto digit) DYNCP_INLINED {
     const Sums pairs01 = vpaddq_s32(parts[0][digit], parts[1][digit]);
     joined[digit] = vpaddq_s32(pairs01, vpaddq_s32(parts[2][digit], parts[3][digit]));
   });
-  return x.value(joined);
+  return x.factor() * x.sum_of_digits(joined);
 }
 
 }  // namespace dyncp::DYNCP_ISA

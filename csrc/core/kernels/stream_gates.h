@@ -12,8 +12,8 @@ DYNCP_INLINE Floats finite_or(Floats next, Floats before) {
   return next <= kMost && next >= -kMost ? next : before;
 }
 
-// The pooled products from `first` on, of which `now` are those of this frame; `frames` came before it.  Pooling and the
-// first product are both linear, so they may trade places: so few numbers stay in a register.
+// The pooled products from `first` on, of which `now` are those of this frame; `frames` came before it.  Pooling and
+// the first product are both linear, so they may trade places: so few numbers stay in a register.
 DYNCP_INLINE Floats pooled(const PackedHeader& h, const PackedBlock& b, void* state, int64_t frames, int first,
                            Floats now) {
   float* memory = at<float>(state, b.pool) + first;

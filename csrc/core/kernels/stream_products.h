@@ -41,8 +41,10 @@ struct Tile {
 
   DYNCP_INLINE int vector(int u) const { return first + (unit + u) / kParts * kCount; }
   DYNCP_INLINE int part(int u) const { return (unit + u) % kParts; }
-  // Where our vector v of the tile stands among the values that the row is for.
-  DYNCP_INLINE int place(int v) const { return (vector(v / kCount) + v % kCount) * kPad + part(v / kCount) * kWidth; }
+  // Our vector v of the tile is this part of that vector of kPad values that the row is for.
+  DYNCP_INLINE int vector_of(int v) const { return vector(v / kCount) + v % kCount; }
+  DYNCP_INLINE int part_of(int v) const { return part(v / kCount); }
+  DYNCP_INLINE int place(int v) const { return vector_of(v) * kPad + part_of(v) * kWidth; }
   // Calls use(first vector, kCount vectors of weights) for every unit.
   template <class Use>
   DYNCP_INLINE void for_units(const char* row, Use use) const {
@@ -114,6 +116,33 @@ DYNCP_INLINE void sum_rows(Outputs tile, int count, Row row, const Activations<P
   unrolled<kVectors>([&](auto v) DYNCP_INLINED { sums[v] += others[v]; });
 }
 
+// sums[f][v] = sum over the inputs of values[f][i] times the tile's weights, in a panel with words for four inputs
+// whose rows are `step` bytes apart.  In one chain for every sum: unpacking takes longer than it waits.
+template <Precision P, int kFrames, class Outputs>
+DYNCP_INLINE void sum_fours(Outputs tile, const char* panel, int64_t step, int inputs, const float* const* values,
+                            Floats (*sums)[Outputs::kVectors]) {
+  constexpr int kVectors = Outputs::kVectors;
+  const char* words = panel;
+  Floats parts[kFrames][kVectors];
+  unrolled<kFrames * kVectors>([&](auto i) DYNCP_INLINED { parts[i / kVectors][i % kVectors] = zero<float>(); });
+  const auto add = [&](int first, auto exists) DYNCP_INLINED {
+    unrolled<kVectors>([&](auto v) DYNCP_INLINED {
+      const Words four = load_words(words + tile.vector_of(v) * kLine + tile.part_of(v) * kVectorBytes);
+      unrolled<4>([&](auto j) DYNCP_INLINED {
+        if (!exists(j)) return;
+        const Floats w = floats_of(byte_of(four, j));
+        unrolled<kFrames>([&](auto f) DYNCP_INLINED { parts[f][v] += broadcast(values[f][first + j]) * w; });
+      });
+    });
+    words += step;
+  };
+  int i = 0;
+  for (; i + 4 <= inputs; i += 4) add(i, [](int) { return true; });
+  if (i < inputs) add(i, [&](int j) { return i + j < inputs; });
+  unrolled<kFrames * kVectors>(
+      [&](auto n) DYNCP_INLINED { sums[n / kVectors][n % kVectors] = parts[n / kVectors][n % kVectors]; });
+}
+
 // scale * sum + bias of the outputs from `place` on; without a scale for floats.
 template <Precision P>
 DYNCP_INLINE Floats finished(Floats sum, const void* model, const PanelMatrix& matrix, int place) {
@@ -130,20 +159,25 @@ DYNCP_INLINE void multiply_panels(const PackedHeader& h, void* state, const Pane
   const int outputs = (matrix.outputs + kPad - 1) / kPad * kPad, inputs = matrix.inputs;
   for (int start = 0; start < outputs; start += kPanel) {
     const int width = least(kPanel, outputs - start);
-    // Of bytes, any panel's rows are a line: constants leave one address where there would be one for each row.
-    static_assert(row_bytes(Precision::int8, kPanel) == kLine);
-    const int64_t step = P == Precision::int8 ? kLine : row_bytes(P, width);
     for_tiles<P, kUnitsOfTile<P>>(width, [&](auto tile) DYNCP_INLINED {
       constexpr int kVectors = decltype(tile)::kVectors;
-      Floats sums[kVectors];
-      sum_rows<P, kChainsOfPanel<kVectors>>(
-          tile, inputs, [&](int i) DYNCP_INLINED { return panel + i * step; }, x, [](int i) { return i; }, sums);
+      Floats sums[1][kVectors];
+      if constexpr (kTakesDigits<P>) {
+        x.digits.template sum_fours<kVectors>(
+            inputs, panel + tile.vector_of(0) * kLine + tile.part_of(0) * kVectorBytes, 4 * width, sums[0]);
+      } else if constexpr (has_fours(P)) {
+        sum_fours<P, 1>(tile, panel, 4 * width, inputs, &values, sums);
+      } else {
+        const int64_t step = row_bytes(P, width);
+        sum_rows<P, kChainsOfPanel<kVectors>>(
+            tile, inputs, [&](int i) DYNCP_INLINED { return panel + i * step; }, x, [](int i) { return i; }, sums[0]);
+      }
       unrolled<kVectors>([&](auto v) DYNCP_INLINED {
         const int place = start + tile.place(v);
-        use(place, finished<P>(sums[v], &h, matrix, place));
+        use(place, finished<P>(sums[0][v], &h, matrix, place));
       });
     });
-    panel += inputs * step;
+    panel += panel_bytes(P, inputs, width);
   }
 }
 
@@ -265,6 +299,26 @@ DYNCP_INLINE void multiply_tile_together(const PackedHeader& h, const PanelMatri
   }
 }
 
+// The same for a tile of a panel with words for four inputs; all of it stays in the nearest cache.
+template <Precision P, class Outputs>
+DYNCP_INLINE void multiply_fours_together(const PackedHeader& h, const PanelMatrix& matrix, Outputs tile,
+                                          const char* panel, int width, int start, int frames,
+                                          const float* const* values, float* const* results) {
+  constexpr int kVectors = Outputs::kVectors, kMost = kFramesTogether<P>;
+  Floats sums[kTileFrames][kVectors];
+  int f = 0;
+  for (; f + kMost <= frames; f += kMost) {
+    sum_fours<P, kMost>(tile, panel, 4 * width, matrix.inputs, values + f, sums + f);
+  }
+  if (kMost > 2 && f < frames) sum_fours<P, 2>(tile, panel, 4 * width, matrix.inputs, values + f, sums + f);
+  for (f = 0; f < frames; ++f) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int place = start + tile.place(v);
+      store(results[f] + place, finished<P>(sums[f][v], &h, matrix, place));
+    }
+  }
+}
+
 template <Precision P>
 void multiply_panels_together(const PackedHeader& h, const PanelMatrix& matrix, int frames, const float* const* values,
                               float* const* results) {
@@ -272,13 +326,19 @@ void multiply_panels_together(const PackedHeader& h, const PanelMatrix& matrix, 
   const int outputs = (matrix.outputs + kPad - 1) / kPad * kPad, inputs = matrix.inputs;
   for (int start = 0; start < outputs; start += kPanel) {
     const int width = least(kPanel, outputs - start);
-    const int64_t step = row_bytes(P, width);
-    for_tiles<P>(width, [&](auto tile) DYNCP_INLINED {
-      multiply_tile_together<P, kChainsOfPanel<decltype(tile)::kVectors>>(
-          h, matrix, tile, start, inputs, [&](int i) DYNCP_INLINED { return panel + i * step; },
-          [](int i) { return i; }, frames, values, results);
-    });
-    panel += inputs * step;
+    if constexpr (has_fours(P)) {
+      for_tiles<P, 1>(width, [&](auto tile) DYNCP_INLINED {
+        multiply_fours_together<P>(h, matrix, tile, panel, width, start, frames, values, results);
+      });
+    } else {
+      const int64_t step = row_bytes(P, width);
+      for_tiles<P>(width, [&](auto tile) DYNCP_INLINED {
+        multiply_tile_together<P, kChainsOfPanel<decltype(tile)::kVectors>>(
+            h, matrix, tile, start, inputs, [&](int i) DYNCP_INLINED { return panel + i * step; },
+            [](int i) { return i; }, frames, values, results);
+      });
+    }
+    panel += panel_bytes(P, inputs, width);
   }
 }
 

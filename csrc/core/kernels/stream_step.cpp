@@ -235,7 +235,7 @@ void project_alone(const PackedHeader& h, const PackedBlock& b, const Chunk& chu
                          products, [&](int first) DYNCP_INLINED { next.ask(first, first + kWidth); });
     next.ask((kept.out + kWidth - 1) / kWidth * kWidth, next.count);
     out_listed<P>(h, b, bits, bits, products, x);
-  } else if (g.gates_hidden) {
+  } else if (g.gates_hidden && !(has_fours(P) && reads_all_hidden(h, state, kept))) {
     multiply_columns<P>(h, state, b.w_out, at<char>(&h, b.hidden_columns), h.hidden_column_stride,
                         at<int32_t>(state, b.hidden_list), kept.hidden, chunk.z[t], add);
   } else {
