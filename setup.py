@@ -56,9 +56,7 @@ NEWER_SETS = ["amx", "neondot"]
 
 DEFAULT_CUDA_ARCHS = "80;90;100"
 
-# Contraction is asked for by name because the default differs between compilers and language modes; without it the
-# micro-kernels would multiply and add separately.
-COMMON_FLAGS = ["-O3", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=fast", "-fno-math-errno"]
+COMMON_FLAGS = ["-O3", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno"]
 COMMON_FLAGS += ["-fvisibility=hidden", "-fvisibility-inlines-hidden"]
 
 
@@ -170,8 +168,12 @@ def core_jobs(compiler: list[str], machine: str = platform.machine(), objects: P
 
 def host_flags(compiler: list[str]) -> list[str]:
     """What every C++ source is compiled with; asks for C++17 only where the compiler's own default is older."""
-    flags = [*COMMON_FLAGS, f"-I{CSRC}", *further_flags()]
     probe = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True)
+    # Contraction is asked for by name because the default differs between compilers and language modes; without it the
+    # micro-kernels would multiply and add separately.  Clang's "fast" depends on what a function is inlined into, so that
+    # frames together would not get the bits of each alone; GCC does not know "on".
+    contraction = "on" if "#define __clang__ " in probe.stdout else "fast"
+    flags = [*COMMON_FLAGS, f"-ffp-contract={contraction}", f"-I{CSRC}", *further_flags()]
     for line in probe.stdout.splitlines():
         if line.startswith("#define __cplusplus "):
             return flags if int(line.split()[-1].rstrip("L")) >= 201703 else [*flags, "-std=gnu++17"]

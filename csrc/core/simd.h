@@ -91,10 +91,8 @@ DYNCP_INLINE Vec<double> load(const double* p) {
   return v;
 }
 
-template <class T>
-DYNCP_INLINE void store(T* p, Vec<T> v) {
-  __builtin_memcpy(p, &v, sizeof(v));
-}
+DYNCP_INLINE void store(float* p, Vec<float> v) { __builtin_memcpy(p, &v, sizeof(v)); }
+DYNCP_INLINE void store(double* p, Vec<double> v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
 // The same bits as another type of the same size.
 template <class To, class From>

@@ -58,6 +58,16 @@ def arm_core(tmp_path_factory, package_setup):
     return folder
 
 
+def test_core_equals_plain_loops_when_built_by_clang(tmp_path, package_setup):
+    # Contraction is another than GCC's, and what is ambiguous in templates an error.
+    if shutil.which("clang++") is None:
+        pytest.skip("Clang is not installed")
+    package_setup.build_core(["clang++"], tmp_path, tmp_path / "objects", WARNINGS)
+    objects = [str(path) for path in sorted((tmp_path / "objects").glob("*.o"))]
+    for part in PARTS:
+        assert "ok   portable" in run_self_test(part, tmp_path, ["clang++"], objects, [], [])
+
+
 @pytest.fixture(scope="module")
 def example(compiler, tmp_path_factory, package_setup):
     """The C example, as `make core` builds it."""

@@ -26,14 +26,14 @@ constexpr bool pays_for_unit(int64_t batch, int64_t frames) { return frames >= 1
 template <class Storage>
 constexpr int kPiecesOf = 3;
 template <>
-constexpr int kPiecesOf<Half> = 2;
+inline constexpr int kPiecesOf<Half> = 2;
 template <>
-constexpr int kPiecesOf<BFloat16> = 1;
+inline constexpr int kPiecesOf<BFloat16> = 1;
 
 #if defined(__AMX_BF16__)
 
 template <>
-constexpr bool kHasMatrixUnit<float> = true;
+inline constexpr bool kHasMatrixUnit<float> = true;
 
 // A tile register holds 16 rows of 64 bytes: 16 rows of 32 weights, or 16 pairs of channels at 16 frames.
 constexpr int kUnitRows = 16;
