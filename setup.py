@@ -170,8 +170,8 @@ def host_flags(compiler: list[str]) -> list[str]:
     """What every C++ source is compiled with; asks for C++17 only where the compiler's own default is older."""
     probe = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True)
     # Contraction is asked for by name because the default differs between compilers and language modes; without it the
-    # micro-kernels would multiply and add separately.  Clang's "fast" depends on what a function is inlined into, so that
-    # frames together would not get the bits of each alone; GCC does not know "on".
+    # micro-kernels would multiply and add separately.  Clang's "fast" depends on what a function is inlined into, so
+    # that frames together would not get the bits of each alone; GCC does not know "on".
     contraction = "on" if "#define __clang__ " in probe.stdout else "fast"
     flags = [*COMMON_FLAGS, f"-ffp-contract={contraction}", f"-I{CSRC}", *further_flags()]
     for line in probe.stdout.splitlines():
