@@ -112,11 +112,12 @@ class Digits {
     for (int line = 0; line < length; line += kLine) {
       unrolled<kLine / kVectorBytes>([&](auto vector) DYNCP_INLINED {
         const int i = line + vector * kVectorBytes;
+        Bytes digits[kDigits];
+        unrolled<kDigits>([&](auto digit) DYNCP_INLINED { digits[digit] = loaded_once(stored_.woven(digit, i)); });
         unrolled<kRows>([&](auto r) DYNCP_INLINED {
           const Bytes w = load_bytes(rows[r] + i);
-          unrolled<kDigits>([&](auto digit) DYNCP_INLINED {
-            parts[r][digit] = add_products(parts[r][digit], w, stored_.woven(digit, i));
-          });
+          unrolled<kDigits>([&](auto digit)
+                                DYNCP_INLINED { parts[r][digit] = add_products(parts[r][digit], w, digits[digit]); });
         });
       });
     }

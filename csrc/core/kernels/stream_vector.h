@@ -61,6 +61,17 @@ DYNCP_INLINE Words load_words(const char* p) {
   return words;
 }
 
+// The same vector in a register: GCC would load it again for each use.
+template <class Vector>
+DYNCP_INLINE Vector loaded_once(Vector v) {
+#if defined(__AVX2__)
+  __asm__("" : "+v"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
+}
+
 DYNCP_INLINE Floats floats_of(Words words) {
   return __builtin_convertvector(reinterpret_cast<Integers>(words), Floats);
 }
@@ -117,10 +128,14 @@ DYNCP_INLINE void load_weights(const char* row, int vector, int part, Floats* w)
   const int four = vector / 4, rest = kCount == 4 ? 0 : vector % 4;
   const char* words = row + four * kFourBytes + part * kVectorBytes;
   if constexpr (P == Precision::int24) {
-    const Words a = load_words(words + rest * kLine);
+    // With 16 registers, loading again is faster than finding one.
+    const auto load_next = [&](const char* p) DYNCP_INLINED {
+      return kVectorRegisters == 32 ? loaded_once(load_words(p)) : load_words(p);
+    };
+    const Words a = load_next(words + rest * kLine);
     w[0] = floats_of(a);
     if constexpr (kCount == 4) {
-      const Words b = load_words(words + kLine), c = load_words(words + 2 * kLine);
+      const Words b = load_next(words + kLine), c = load_next(words + 2 * kLine);
       w[1] = floats_of(b);
       w[2] = floats_of(c);
       w[3] = floats_of(last_of_four(a, b, c));
@@ -129,10 +144,16 @@ DYNCP_INLINE void load_weights(const char* row, int vector, int part, Floats* w)
     unrolled<kCount>([&](auto j) { w[j] = floats_of(byte_of(load_words(words), rest + j)); });
   } else if constexpr (P == Precision::bfloat16) {
     // What stands below a weight in the upper half only extends its mantissa.
-    unrolled<kCount>([&](auto j) {
-      const Words both = load_words(row + (vector + j) / 2 * kLine + part * kVectorBytes);
-      w[j] = bits_as<Floats>((vector + j) % 2 ? both : both << 16);
-    });
+    if constexpr (kCount == 4) {
+      unrolled<2>([&](auto pair) {
+        const Words both = loaded_once(load_words(words + pair * kLine));
+        w[2 * pair] = bits_as<Floats>(both << 16);
+        w[2 * pair + 1] = bits_as<Floats>(both);
+      });
+    } else {
+      const Words both = load_words(words + rest / 2 * kLine);
+      w[0] = bits_as<Floats>(rest % 2 ? both : both << 16);
+    }
   } else {
     using Element = std::conditional_t<P == Precision::float32, float, Half>;
     const auto* p = reinterpret_cast<const Element*>(row) + vector * kPad + part * kWidth;
