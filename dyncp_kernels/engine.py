@@ -119,7 +119,8 @@ class PackedModel:
         precision: of the weights of the 1x1 convolutions: ``"float32"``, ``"int24"``, ``"float16"``, ``"bfloat16"`` or
             ``"int8"``; integers have one scale per output channel, and those of 24 bits round no worse than float32
             does in the largest weight of a channel. Sums, biases, the depthwise convolution and the gates stay as exact
-            as in float32.
+            as in float32, but that weights of 8 bits are multiplied with activations of 16 where the processor
+            multiplies bytes.
 
     Attributes:
         tensor: the packed weights, 1-D uint8.

@@ -50,7 +50,8 @@ DYNCP_API const char* dyncp_last_error(void);
 DYNCP_API const char* dyncp_active_instruction_set(void);
 
 /* Loads a folded model (`dyncp export` writes one).  precision of the large weights: "float32",
- * "float16", "bfloat16", "int8" or "int24" (scaled per output channel); sums are always as exact as in float32. */
+ * "float16", "bfloat16", "int8" or "int24" (scaled per output channel); sums are as exact as in float32, of activations
+ * that have 16 bits where a processor multiplies the bytes of "int8". */
 DYNCP_API dyncp_status dyncp_model_load(const char* path, const char* precision, dyncp_model** model);
 DYNCP_API dyncp_status dyncp_model_parse(const void* bytes, int64_t count, const char* precision, dyncp_model** model);
 DYNCP_API dyncp_info dyncp_model_info(const dyncp_model* model);
