@@ -27,13 +27,14 @@ NATIVE := $(shell find csrc benchmarks tests -name '*.cpp' -o -name '*.h' -o -na
 
 setup: $(VENV)/.ready
 
+# The extension is left to `build`: CXX may be a cross compiler here, for `core`.
 $(VENV)/.ready: pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null \
 		|| $(BIN)/pip install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null \
 		|| $(BIN)/pip install --quiet "torch==$(TORCH_VERSION)"
 	$(BIN)/pip install --quiet 'setuptools>=77' wheel ninja numpy
-	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
+	DYNCP_NO_EXTENSION=1 $(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@
 
 # Only what changed is compiled again.
