@@ -197,8 +197,8 @@ std::vector<float> fill_outputs(Writer& writer, const PanelMatrix& matrix, const
   return scales;
 }
 
-// `weights` is (outputs, inputs) row-major.
-void fill_panel(Writer& writer, const PanelMatrix& matrix, const float* weights, const float* bias) {
+// `weights` is (outputs, inputs) row-major; returns the scales.
+std::vector<float> fill_panel(Writer& writer, const PanelMatrix& matrix, const float* weights, const float* bias) {
   const int outputs = matrix.outputs, inputs = matrix.inputs;
   const std::vector<float> scales = fill_outputs(writer, matrix, weights, bias);
   int64_t offset = matrix.weights;
@@ -216,6 +216,7 @@ void fill_panel(Writer& writer, const PanelMatrix& matrix, const float* weights,
     }
     offset += panel_bytes(writer.precision(), inputs, padded(width));
   }
+  return scales;
 }
 
 // Rows of (outputs, inputs) weights, `stride` bytes apart.
@@ -423,9 +424,9 @@ void fill_block(Writer& writer, const PackedHeader& h, const PackedBlock& b, con
     }
   }
   fill_panel(writer, b.w_in, source.w_in, source.b_in);
-  const std::vector<float> scales = fill_outputs(writer, b.w_out, source.w_out, source.b_out);
+  const auto fill = has_out_panel(h) ? fill_panel : fill_outputs;
+  const std::vector<float> scales = fill(writer, b.w_out, source.w_out, source.b_out);
   if (g.gates_out) fill_rows(writer, b.out_rows, h.out_row_stride, source.w_out, g.hidden, scales);
-  if (has_out_panel(h)) fill_panel(writer, b.w_out, source.w_out, source.b_out);
   if (!g.gates_hidden) return;
   fill_rows(writer, b.hidden_rows, h.hidden_row_stride, source.w_in, g.channels,
             scales_of(h.precision, source.w_in, g.channels, g.hidden));

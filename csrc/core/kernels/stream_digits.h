@@ -3,7 +3,7 @@
 // The activations of a product become integers of 16 bits, in units of which the largest one has about 2^15, and the
 // integers two digits of -128 to 127, lowest first.  Digits are multiplied and summed exactly, in 32 bits.  What that
 // rounds off an activation, 2^-16 of the largest one, is little beside what 8 bits round off a weight, 2^-8 of the
-// largest of its output; a third digit would take a third more products for nothing that can be told from these.
+// largest of its output; a third digit would take half as many products more for nothing that shows beside these.
 //
 // How digits are stored and multiplied is the processor's: stream_digits_avx512vnni.h, stream_digits_neondot.h.
 #pragma once
